@@ -124,10 +124,13 @@ class App:
 
     @cached_property
     def objects(self) -> ObstoreObjects:
-        """The object store; raises ValueError for an unsupported URL."""
+        """The object store; raises ValueError if its URL is not set or not supported."""
         from lowtide.objects.store import ObstoreObjects
 
-        return ObstoreObjects(self.settings.object_store_url)
+        url = self.settings.object_store_url
+        if not url:
+            raise ValueError("LOWTIDE_OBJECT_STORE_URL is not set: see docs/settings.md.")
+        return ObstoreObjects(url)
 
     @cached_property
     def callers(self) -> Authenticator:

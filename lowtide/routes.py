@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from lowtide.app import App
     from lowtide.http.application import Call
+    from lowtide.tenants.usage import TenantUsage
 
 
 def live(_: App) -> Response:
@@ -58,13 +59,17 @@ def get_model(call: Call, name: str) -> Response:
 
 def get_usage(call: Call) -> Response:
     """`GET /v1/usage`: the tenant's use of its limits, its cost this month, paused pools."""
-    usage = call.services.usage.read(call.tenant)
+    return json_response(usage_object(call.services.usage.read(call.tenant)))
+
+
+def usage_object(usage: TenantUsage) -> types.TenantUsage:
+    """Return the usage of a tenant."""
     month = usage.month
     limits = {
         name: types.LimitUse(used=usage.used[name], limit=limit)
         for name, limit in asdict(usage.limits).items()
     }
-    body = types.TenantUsage(
+    return types.TenantUsage(
         tenant=usage.tenant,
         requests_per_minute=limits["requests_per_minute"],
         active_batches=limits["active_batches"],
@@ -83,7 +88,6 @@ def get_usage(call: Call) -> Response:
             for pause in usage.paused
         ],
     )
-    return json_response(body)
 
 
 def _models(call: Call) -> list[types.Model]:

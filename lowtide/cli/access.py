@@ -1,4 +1,4 @@
-"""Batches and dead letters as JSON objects of the API: a tenant's over HTTP, others as operator."""
+"""Batches, dead letters and usage as in the API: a tenant's over HTTP, others as operator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lowtide.cli.output import fail
 from lowtide.cli.stack import api_errors, connect, operating
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from openai import OpenAI
@@ -25,9 +25,9 @@ Json = dict[str, Any]
 
 
 class Access(Protocol):
-    """Lists and actions; objects and pages have the fields of the API's.
+    """Lists, files and actions; objects and pages have the fields of the API's.
 
-    For an operator each object also has a `tenant`.
+    For an operator each object also has a `tenant`. Files come in pieces.
     """
 
     tenants: bool
@@ -39,6 +39,14 @@ class Access(Protocol):
 
     def batch(self, batch_id: str) -> Json:
         """Return a batch."""
+        ...
+
+    def batch_file(self, batch: Json, role: str) -> Iterator[bytes]:
+        """Return the content of the batch's `input`, `output` or `error` file, which it has."""
+        ...
+
+    def failed_inputs(self, batch: Json, outcomes: Sequence[str]) -> Iterator[bytes]:
+        """Return the input lines of failed requests, as `GET /v1/batches/{id}/failed_inputs`."""
         ...
 
     def explain(self, batch_id: str) -> Json:
@@ -61,12 +69,24 @@ class Access(Protocol):
         """Return the counts of dead letters by error, as `GET /v1/dead_letters/summary`."""
         ...
 
+    def letter(self, letter_id: str) -> Json:
+        """Return a dead letter with its input and its last response."""
+        ...
+
+    def letter_content(self, query: Mapping[str, str]) -> Iterator[bytes]:
+        """Return one tenant's inputs or responses, as `GET /v1/dead_letters/content`."""
+        ...
+
     def end_letters(self, action: str, body: Json) -> Json:
         """Requeue or discard dead letters; `body` is that of `POST /v1/dead_letters/{action}`."""
         ...
 
     def find(self, text: str) -> Json:
         """Return what a search finds, as `GET /v1/search`."""
+        ...
+
+    def usage(self) -> Json:
+        """Return the usage of one tenant, as `GET /v1/usage`."""
         ...
 
 
@@ -85,6 +105,15 @@ class ApiAccess:
     def batch(self, batch_id: str) -> Json:
         """Return a batch."""
         return self._client.batches.retrieve(batch_id).to_dict()
+
+    def batch_file(self, batch: Json, role: str) -> Iterator[bytes]:
+        """Return the content of the batch's file."""
+        return self._stream(f"files/{batch[f'{role}_file_id']}/content", {})
+
+    def failed_inputs(self, batch: Json, outcomes: Sequence[str]) -> Iterator[bytes]:
+        """Return the input lines of failed requests."""
+        query = {"outcome": list(outcomes)}
+        return self._stream(f"batches/{batch['id']}/failed_inputs", query)
 
     def explain(self, batch_id: str) -> Json:
         """Return the explanation of a batch."""
@@ -110,6 +139,10 @@ class ApiAccess:
         """Return a dead letter with its input and its last response."""
         return self._get(f"/dead_letters/{quote(letter_id, safe='')}", {})
 
+    def letter_content(self, query: Mapping[str, str]) -> Iterator[bytes]:
+        """Return the inputs or last responses of dead letters."""
+        return self._stream("dead_letters/content", query)
+
     def end_letters(self, action: str, body: Json) -> Json:
         """Requeue or discard dead letters."""
         return self._post(f"/dead_letters/{action}", body)
@@ -118,10 +151,19 @@ class ApiAccess:
         """Return what a search finds."""
         return self._get("/search", {"q": text})
 
+    def usage(self) -> Json:
+        """Return the usage of the tenant."""
+        return self._get("/usage", {})
+
     def _get(self, path: str, query: Mapping[str, str]) -> Json:
         options: Any = {"params": query}
         answer: Json = self._client.get(path, cast_to=httpx.Response, options=options).json()
         return answer
+
+    def _stream(self, path: str, query: Mapping[str, str | list[str]]) -> Iterator[bytes]:
+        from lowtide.cli.client import stream
+
+        return stream(self._client, path, query)
 
     def _post(self, path: str, body: Json) -> Json:
         # The key makes a retry by the client return the result of the first attempt.

@@ -15,15 +15,17 @@ from rich.console import Console
 from lowtide.batches.model import BatchStatus
 from lowtide.cli import batch_view
 from lowtide.cli.access import access
+from lowtide.cli.downloads import write
 from lowtide.cli.options import AllTenants, DataDir, Json, Key, TenantName, Url
 from lowtide.cli.output import ERR, OUT, fail, print_json, print_record, print_table, say
 from lowtide.cli.stack import api_errors, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from openai import OpenAI
     from openai.types import Batch
+
+    from lowtide.cli.access import Access
 
 
 batches = typer.Typer(no_args_is_help=True, help="List batches.")
@@ -86,7 +88,7 @@ def submit(
             return
         # At once, so that the batch can be found if this command is interrupted.
         (ERR if as_json else OUT).print(batch.id, highlight=False, soft_wrap=True)
-        batch = _follow(client, batch, quiet=as_json)
+        batch = _follow(lambda: client.batches.retrieve(batch.id), batch, quiet=as_json)
         files = {} if out is None else api.save(client, batch, out)
     _finish(batch, time.monotonic() - start, files, as_json=as_json)
 
@@ -140,17 +142,24 @@ def show(
 
 def watch(
     batch_id: Id,
+    tenant: TenantName = None,
+    all_tenants: AllTenants = False,
     url: Url = None,
     key: Key = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Show the progress of a batch until it ends. Exits with 1 unless it completes."""
+    from openai.types import Batch
+
     from lowtide.cli.client import seconds_of
 
-    with api_errors():
-        client = connect(url, key, data_dir)
-        batch = _follow(client, client.batches.retrieve(batch_id), quiet=as_json)
+    with access(url, key, data_dir, tenant, all_tenants=all_tenants) as source:
+
+        def read() -> Batch:
+            return Batch.construct(**source.batch(batch_id))
+
+        batch = _follow(read, read(), quiet=as_json)
     _finish(batch, seconds_of(batch), {}, as_json=as_json)
 
 
@@ -164,22 +173,20 @@ def download(
         What, typer.Option(help="The output, error or input file, or the inputs that failed.")
     ] = What.OUTPUT,
     outcome: Outcomes = None,
+    tenant: TenantName = None,
+    all_tenants: AllTenants = False,
     url: Url = None,
     key: Key = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Download a file of a batch."""
-    from lowtide.cli import client as api
-
     if outcome and what is not What.FAILED_INPUTS:
         fail(f"--outcome selects failed inputs: use it with --what {What.FAILED_INPUTS}.")
-    with api_errors():
-        client = connect(url, key, data_dir)
-        batch = client.batches.retrieve(batch_id)
-        target = out or Path(f"{batch.id}_{what.replace('-', '_')}.jsonl")
-        query = {"outcome": [each.capitalize() for each in outcome or ()]}
-        lines, written = api.download(client, _path(batch, what), target, query)
+    with access(url, key, data_dir, tenant, all_tenants=all_tenants) as source:
+        batch = source.batch(batch_id)
+        target = out or Path(f"{batch['id']}_{what.replace('-', '_')}.jsonl")
+        lines, written = write(_content(source, batch, what, outcome or ()), target)
     if as_json:
         print_json({"file": str(target), "what": what, "lines": lines, "bytes": written})
     else:
@@ -250,28 +257,24 @@ def hint_next(page: dict[str, Any]) -> None:
         ERR.print(f"More results: --after {page['last_id']}", highlight=False, soft_wrap=True)
 
 
-def _path(batch: Batch, what: What) -> str:
-    """Return the path of a batch's file; fails if there is none."""
+def _content(
+    source: Access, batch: dict[str, Any], what: What, outcomes: Iterable[Outcome]
+) -> Iterator[bytes]:
+    """Return the content of a batch's file; fails if there is none."""
     if what is What.FAILED_INPUTS:
-        return f"batches/{batch.id}/failed_inputs"
-    ids = {
-        What.OUTPUT: batch.output_file_id,
-        What.ERRORS: batch.error_file_id,
-        What.INPUT: batch.input_file_id,
-    }
-    file_id = ids[what]
-    if file_id is None:
-        name = {What.ERRORS: "error"}.get(what, what.value)
-        fail(f"{batch.id} is {batch.status} and has no {name} file.")
-    return f"files/{file_id}/content"
+        return source.failed_inputs(batch, [each.capitalize() for each in outcomes])
+    role = {What.ERRORS: "error"}.get(what, what.value)
+    if batch.get(f"{role}_file_id") is None:
+        fail(f"{batch['id']} is {batch['status']} and has no {role} file.")
+    return source.batch_file(batch, role)
 
 
-def _follow(client: OpenAI, batch: Batch, *, quiet: bool) -> Batch:
+def _follow(read: Callable[[], Batch], batch: Batch, *, quiet: bool) -> Batch:
     from lowtide.cli.client import follow
     from lowtide.cli.progress import BatchProgress
 
     with BatchProgress(Console(quiet=quiet)) as progress:
-        return follow(client, batch, progress.show)
+        return follow(read, batch, progress.show)
 
 
 def _finish(batch: Batch, seconds: float, files: dict[str, str], *, as_json: bool) -> None:

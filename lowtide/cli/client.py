@@ -11,9 +11,11 @@ import msgspec
 from openai import APIConnectionError, APIStatusError, OpenAI
 
 from lowtide.batches.model import FINAL_STATUSES
+from lowtide.cli.downloads import DownloadFailed, write
+from lowtide.core.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from openai.types import Batch
@@ -23,10 +25,6 @@ _RETRIES = 8
 _TIMEOUT = 600.0
 _PIECE = 1 << 20
 _FINAL = frozenset(status.value for status in FINAL_STATUSES)
-
-
-class DownloadFailed(Exception):
-    """A download that the server refused, or that broke off."""
 
 
 def open_client(base_url: str, api_key: str) -> OpenAI:
@@ -57,25 +55,18 @@ def first_endpoint(file: Path) -> str:
     return url if isinstance(url, str) else "/v1/chat/completions"
 
 
-def follow(client: OpenAI, batch: Batch, show: Callable[[Batch], None]) -> Batch:
-    """Poll the batch and call `show` until it has ended; return it."""
+def follow(read: Callable[[], Batch], batch: Batch, show: Callable[[Batch], None]) -> Batch:
+    """Poll the batch with `read` and call `show` until it has ended; return it."""
     while True:
         show(batch)
         if batch.status in _FINAL:
             return batch
         time.sleep(0.5)
-        batch = _refresh(client, batch)
+        batch = _refresh(read, batch)
 
 
-def download(
-    client: OpenAI, path: str, target: Path, query: Mapping[str, str | list[str]] = {}
-) -> tuple[int, int]:
-    """Stream a response to `target`; return its lines and bytes.
-
-    Raises DownloadFailed; an incomplete file is removed.
-    """
-    partial = target.with_name(f"{target.name}.part")
-    lines, written = 0, 0
+def stream(client: OpenAI, path: str, query: Mapping[str, str | list[str]] = {}) -> Iterator[bytes]:
+    """Yield a response in pieces; raises DownloadFailed."""
     try:
         with httpx.stream(
             "GET",
@@ -86,20 +77,11 @@ def download(
         ) as response:
             if not response.is_success:
                 raise DownloadFailed(_message(response.read()))
-            with partial.open("wb") as out:
-                for piece in response.iter_bytes(_PIECE):
-                    lines += piece.count(b"\n")
-                    written += out.write(piece)
-        partial.replace(target)
+            yield from response.iter_bytes(_PIECE)
     except httpx.TransportError as error:
         raise DownloadFailed(
             f"The download was interrupted ({type(error).__name__}). Try again."
         ) from error
-    except OSError as error:
-        raise DownloadFailed(f"{target} cannot be written: {error.strerror}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return lines, written
 
 
 def save(client: OpenAI, batch: Batch, out: Path) -> dict[str, str]:
@@ -111,10 +93,10 @@ def save(client: OpenAI, batch: Batch, out: Path) -> dict[str, str]:
     out.write_bytes(b"")
     paths = {"output": str(out)}
     if batch.output_file_id:
-        download(client, f"files/{batch.output_file_id}/content", out)
+        write(stream(client, f"files/{batch.output_file_id}/content"), out)
     if batch.error_file_id:
         errors = out.with_name(f"{out.stem}.errors{out.suffix}")
-        download(client, f"files/{batch.error_file_id}/content", errors)
+        write(stream(client, f"files/{batch.error_file_id}/content"), errors)
         paths["errors"] = str(errors)
     return paths
 
@@ -132,11 +114,11 @@ def _message(body: bytes) -> str:
         return "The response is not from a Lowtide server. Check --url."
 
 
-def _refresh(client: OpenAI, batch: Batch) -> Batch:
-    """Return the current batch, or `batch` itself while the server is unavailable."""
+def _refresh(read: Callable[[], Batch], batch: Batch) -> Batch:
+    """Return the current batch, or `batch` itself while the server or database is unavailable."""
     try:
-        return client.batches.retrieve(batch.id)
-    except APIConnectionError:
+        return read()
+    except (APIConnectionError, Unavailable):
         return batch
     except APIStatusError as error:
         if error.status_code < 500:

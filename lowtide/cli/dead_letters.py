@@ -1,4 +1,4 @@
-"""`lowtide dead-letters`: list, download, requeue and discard dead letters over HTTP."""
+"""`lowtide dead-letters`: list, show, download, requeue and discard dead letters."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowtide.cli.access import ApiAccess, access
+from lowtide.cli.access import access
 from lowtide.cli.batches import hint_next
+from lowtide.cli.downloads import write
 from lowtide.cli.options import AllTenants, DataDir, Json, Key, TenantName, Url
 from lowtide.cli.output import ERR, OUT, fail, print_json, print_table, say
-from lowtide.cli.stack import api_errors, connect
 from lowtide.core.pools import Pool
 from lowtide.dead_letters.model import LetterState
 from lowtide.dead_letters.service import Content
@@ -105,14 +105,16 @@ def summary(
 @dead_letters.command()
 def show(
     letter_id: Annotated[str, typer.Argument(metavar="ID")],
+    tenant: TenantName = None,
+    all_tenants: AllTenants = False,
     url: Url = None,
     key: Key = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Show a dead letter with its input and its last response."""
-    with api_errors():
-        letter = ApiAccess(connect(url, key, data_dir)).letter(letter_id)
+    with access(url, key, data_dir, tenant, all_tenants=all_tenants) as source:
+        letter = source.letter(letter_id)
     if as_json:
         print_json(letter)
     else:
@@ -189,17 +191,16 @@ def download(
     batch: Batch = None,
     code: Code = None,
     state: State = None,
+    tenant: TenantName = None,
     url: Url = None,
     key: Key = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Download inputs as JSONL requests, or last responses in the format of the error file."""
-    from lowtide.cli.client import download as save
-
     query = _query(batch, code, state) | {"which": which.value}
-    with api_errors():
-        lines, written = save(connect(url, key, data_dir), "dead_letters/content", out, query)
+    with access(url, key, data_dir, tenant, all_tenants=False) as source:
+        lines, written = write(source.letter_content(query), out)
     if as_json:
         print_json({"file": str(out), "which": which.value, "lines": lines, "bytes": written})
     else:

@@ -56,7 +56,7 @@ def _run(console: Console, status: Status, file: Path, out: Path) -> bool:
     batch = api.submit(client, file, window="24h", user="demo")
     console.print(f"{batch.id}: {file}", markup=False, soft_wrap=True)
     with BatchProgress(console) as progress:
-        batch = api.follow(client, batch, progress.show)
+        batch = api.follow(lambda: client.batches.retrieve(batch.id), batch, progress.show)
     summary = api.summarize(batch, time.monotonic() - start)
     files = api.save(client, batch, out)
     show_summary(console, batch, summary, files)

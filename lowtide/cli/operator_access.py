@@ -1,4 +1,4 @@
-"""Batches and dead letters of any tenant, through the services of the portal."""
+"""Batches, dead letters and usage of any tenant, through the services of the portal."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import msgspec
 from lowtide.batches.api import batch_object, require_batch_id
 from lowtide.batches.model import BatchStatus
 from lowtide.batches.views import BatchFilter, BatchOrder, mark_of
-from lowtide.core.errors import NotFound
+from lowtide.core.errors import InvalidRequest, LowtideError, NotFound
 from lowtide.core.ids import format_batch_id, parse_request_id
 from lowtide.core.pools import Pool
 from lowtide.dead_letters import api_types
-from lowtide.dead_letters.api import summary_object
+from lowtide.dead_letters.api import details_json, summary_object
 from lowtide.dead_letters.model import LetterFilter, LetterId, LetterState
 from lowtide.dead_letters.requeue import RequeueRequest
+from lowtide.dead_letters.service import Content
 from lowtide.explain.api import explanation_object
 from lowtide.reruns.service import ANY, RerunRequest
 from lowtide.reruns.store import Failure
@@ -25,7 +26,7 @@ from lowtide.search.api import search_page
 from lowtide.tenants.sign_in import Principal, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lowtide.app import App
     from lowtide.batches.model import Batch
@@ -66,6 +67,21 @@ class OperatorAccess:
     def batch(self, batch_id: str) -> Json:
         """Return a batch; raises NotFound."""
         return self._object(self._batch(require_batch_id(batch_id)))
+
+    def batch_file(self, batch: Json, role: str) -> Iterator[bytes]:
+        """Return the content of a batch's file, and record the download in the audit log."""
+        record = self._batch(require_batch_id(batch["id"]))
+        _, pieces = self._services.browser.download(self._principal, record.id, role)
+        return _stored(pieces)
+
+    def failed_inputs(self, batch: Json, outcomes: Sequence[str]) -> Iterator[bytes]:
+        """Return the input lines of failed requests; record the download in the audit log."""
+        record = self._batch(require_batch_id(batch["id"]))
+        failures = frozenset(map(Failure, outcomes)) or ANY
+        pieces = self._services.reruns.inputs(
+            record.tenant, record.id, failures, actor=self._principal.name
+        )
+        return _stored(pieces)
 
     def explain(self, batch_id: str) -> Json:
         """Return the explanation of a batch; raises NotFound."""
@@ -119,6 +135,32 @@ class OperatorAccess:
         """Return the counts of dead letters by error."""
         summary = self._services.dead_letters.summary(self._tenant, _filter(query))
         built: Json = msgspec.to_builtins(summary_object(summary))
+        return built
+
+    def letter(self, letter_id: str) -> Json:
+        """Return a dead letter with its input and its last response; raises NotFound."""
+        letter = _letter_id(letter_id)
+        tenant = self._batch(letter.batch).tenant
+        shown = self._services.dead_letters.get(tenant, letter)
+        built: Json = msgspec.json.decode(b"".join(details_json(shown)))
+        return {**built, "tenant": self._names[tenant]}
+
+    def letter_content(self, query: Mapping[str, str]) -> Iterator[bytes]:
+        """Return inputs or last responses; record the download in the audit log."""
+        pieces = self._services.dead_letters.download(
+            self._only_tenant(),
+            _filter(query),
+            Content(query["which"]),
+            actor=self._principal.name,
+        )
+        return _stored(pieces)
+
+    def usage(self) -> Json:
+        """Return the usage of the tenant."""
+        from lowtide.routes import usage_object
+
+        usage = self._services.usage.read(self._only_tenant())
+        built: Json = msgspec.to_builtins(usage_object(usage))
         return built
 
     def find(self, text: str) -> Json:
@@ -189,6 +231,11 @@ class OperatorAccess:
     def _chosen(self) -> Sequence[TenantId]:
         return list(self._names) if self._tenant is None else [self._tenant]
 
+    def _only_tenant(self) -> TenantId:
+        if self._tenant is None:
+            raise InvalidRequest("Name one tenant with --tenant.")
+        return self._tenant
+
     def _batch(self, batch: BatchId) -> Batch:
         """Return a batch; raises NotFound, also for one of another tenant than the chosen one."""
         record = self._services.browser.details(self._principal, batch).batch
@@ -206,6 +253,19 @@ class OperatorAccess:
             if known == name:
                 return tenant
         raise NotFound(f"Tenant {name[:100]!r} not found: see `lowtide tenants list`.")
+
+
+def _stored(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield pieces of recorded files; raises NotFound if the object store does not have them."""
+    try:
+        yield from pieces
+    except LowtideError as error:
+        if NotFound not in (type(error), type(error.__cause__)):
+            raise
+        raise NotFound(
+            "The file is not in the object store of this command: set LOWTIDE_OBJECT_STORE_URL to "
+            "that of the server."
+        ) from error
 
 
 def _page(data: list[Json], *, has_more: bool) -> Json:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
+from lowtide.cli.downloads import DownloadFailed
 from lowtide.cli.output import fail
 from lowtide.core.errors import LowtideError
 
@@ -102,8 +103,6 @@ class api_errors:  # noqa: N801
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         from openai import APIConnectionError, APIStatusError
 
-        from lowtide.cli.client import DownloadFailed
-
         if isinstance(error, DownloadFailed):
             fail(str(error))
         if isinstance(error, APIConnectionError):
@@ -146,7 +145,7 @@ def operating(data_dir: Path | None) -> Iterator[Operating]:
             app.close(_CLOSE_SECONDS)
     except LowtideError as error:
         fail(error.message)
-    except ValueError as error:
+    except (ValueError, DownloadFailed) as error:
         fail(str(error))
 
 

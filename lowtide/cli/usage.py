@@ -1,23 +1,24 @@
-"""`lowtide usage`: use of the tenant's limits, its cost this month, and paused pools."""
+"""`lowtide usage`: use of a tenant's limits, its cost this month, and paused pools."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import httpx
-
-from lowtide.cli.options import DataDir, Json, Key, Url
+from lowtide.cli.access import access
+from lowtide.cli.options import DataDir, Json, Key, TenantName, Url
 from lowtide.cli.output import moment, print_json, print_record
-from lowtide.cli.stack import api_errors, connect
 
 
 def usage(
-    url: Url = None, key: Key = None, data_dir: DataDir = None, as_json: Json = False
+    tenant: TenantName = None,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
 ) -> None:
-    """Show the tenant's limits and their use, its cost this month, and paused pools."""
-    with api_errors():
-        client = connect(url, key, data_dir)
-        body = client.get("/usage", cast_to=httpx.Response).json()
+    """Show a tenant's limits and their use, its cost this month, and paused pools."""
+    with access(url, key, data_dir, tenant, all_tenants=False) as source:
+        body = source.usage()
     print_json(body) if as_json else print_record(_facts(body))
 
 

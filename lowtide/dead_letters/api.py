@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from lowtide.core.ids import BatchId
     from lowtide.dead_letters.model import LetterSummary
+    from lowtide.dead_letters.service import ShownLetter
     from lowtide.http.application import Call
 
 
@@ -84,6 +85,11 @@ def summary_object(summary: LetterSummary) -> types.DeadLetterSummary:
 def get(call: Call, letter_id: str) -> Response:
     """`GET /v1/dead_letters/{letter_id}`."""
     view = call.services.dead_letters.get(call.tenant, _require_letter_id(letter_id, "letter_id"))
+    return Response(details_json(view), mimetype="application/json")
+
+
+def details_json(view: ShownLetter) -> Iterator[bytes]:
+    """Return a dead letter with its input and its last response, in pieces."""
     answer = view.answer
     response, error = None, None
     line, body = (uuid.uuid4().hex.encode() for _ in range(2))
@@ -108,7 +114,7 @@ def get(call: Call, letter_id: str) -> Response:
         if placeholder in encoded and value is not None:
             before, _, encoded = encoded.partition(placeholder)
             pieces += [[before], value]
-    return Response(chain(*pieces, [encoded]), mimetype="application/json")
+    return chain(*pieces, [encoded])
 
 
 def content(call: Call) -> Response:

@@ -101,7 +101,10 @@ class ObstoreObjects:
         self._store: Any
         if scheme == "file":
             self._folder = _folder_of(url)
-            self._store = LocalStore(self._folder, mkdir=True)
+            try:
+                self._store = LocalStore(self._folder, mkdir=True)
+            except OSError as error:
+                raise ValueError(f"The object store {url!r} cannot be opened: {error}") from error
         elif scheme == "memory":
             self._store = MemoryStore()
         elif scheme in _CLOUDS:

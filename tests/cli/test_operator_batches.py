@@ -47,10 +47,14 @@ class Tenants:
     def ended(self, tenant: TenantId) -> BatchId:
         """Return a batch whose requests 2 and 3 are dead letters."""
         batch = self.running(tenant)
+        self.end(batch)
+        return batch
+
+    def end(self, batch: BatchId) -> None:
+        """Run the requests of a batch and end it; requests 2 and 3 become dead letters."""
         bury(self.world, batch, (2, 3))
         publisher = WaitingPublisher(Sink(), self.world.outbox)
         Finalizer(self.world.finals, self.store, publisher, new_id=new_id).finalize(batch)
-        return batch
 
     def actors(self) -> set[tuple[str, str]]:
         """Return the actors and actions in the audit log."""

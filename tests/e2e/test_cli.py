@@ -77,6 +77,9 @@ def test_files_of_batch_are_downloaded_and_failed_requests_run_again(
         out = tmp_path / what
         report = run_json(stack, "download", batch, "--what", what, "--out", out)
         assert (report["lines"], out.read_bytes().count(b"\n")) == (lines, lines)
+        again = tmp_path / f"{what} again"
+        run_json(stack, "download", batch, "--what", what, "--out", again, "--tenant", "default")
+        assert again.read_bytes() == out.read_bytes()
     assert (tmp_path / "input").read_bytes() == path.read_bytes()
     assert (tmp_path / "failed-inputs").read_bytes() == failed
     rerun = run_json(stack, "retry-failed", batch)
