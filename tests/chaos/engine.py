@@ -89,7 +89,8 @@ class Engine:
         assert transport is not None
         owner = self.owners.get(transport)
         if owner is None:
-            owner = self.peers.worker_at(transport.get_extra_info("peername")[1])
+            ends = (transport.get_extra_info(end)[1] for end in ("peername", "sockname"))
+            owner = self.peers.worker_at(*ends)
             for closing in [one for one in self.owners if one.is_closing()]:
                 del self.owners[closing]
             if owner[1]:

@@ -14,19 +14,22 @@ _FRESH = 1.0  # seconds that a scan of the process table is valid
 
 
 class Peers:
-    """The workers of the stack in `data_dir`, by the local port of their connections."""
+    """The workers of the stack in `data_dir`, by the two ports of their connections."""
 
     def __init__(self, data_dir: Path) -> None:
         self._state = data_dir / "state.json"
         self._processes: dict[int, str] = {}
         self._scanned_at = 0.0
 
-    def worker_at(self, port: int) -> tuple[str, int]:
-        """Return the name and pid of the worker that connects from `port`; `("", 0)` for others."""
+    def worker_at(self, port: int, server: int) -> tuple[str, int]:
+        """Return the name and pid of the worker that is connected from `port` to port `server`.
+
+        Others are `("", 0)`.
+        """
         # While connections come and go, the kernel's table may skip one that is there. An engine
         # that is broken for one worker would answer that worker's probe well.
         for attempt in range(_ATTEMPTS):
-            if (inode := _inode(port)) is None:
+            if (inode := _inode(port, server)) is None:
                 continue
             for pid, name in self._workers(rescan=attempt > 0).items():
                 if _has_socket(pid, inode):
@@ -57,12 +60,14 @@ class Peers:
         return workers
 
 
-def _inode(port: int) -> str | None:
-    expected = f"{_LOOPBACK}:{port:04X}"
+def _inode(port: int, server: int) -> str | None:
+    # Connections to several servers may share one local port, those that are closed included: only
+    # both ends name one connection.
+    expected = [f"{_LOOPBACK}:{port:04X}", f"{_LOOPBACK}:{server:04X}"]
     with Path("/proc/net/tcp").open() as table:
         for line in table:
             fields = line.split()
-            if fields[1] == expected:
+            if fields[1:3] == expected:
                 return fields[9]
     return None
 
