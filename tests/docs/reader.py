@@ -153,7 +153,9 @@ class Reader:
         )
         self.seen += output
         if STARTS_OR_STOPS.search(source):
-            self.has_prepared_stack = False
+            # The page may have moved the data away: the next stack then has other keys, and no batch.
+            self.stack.forget_data()
+            self.has_prepared_stack = self.has_batches = False
 
     def close(self) -> None:
         """Stop the stack and remove the folder."""
@@ -180,12 +182,12 @@ class Reader:
     def _filled_in(self, source: str) -> str:
         """Replace placeholders: by ids that the page has printed, else by those of the stack."""
         # Whatever the page has shown before, a batch to cancel must be running, and one to run again
-        # must have ended.
+        # must have ended with dead letters that no page has requeued.
         batch = self._batch
         if "lowtide cancel" in source:
             batch = self._running_batch
         elif "lowtide retry-failed" in source:
-            batch = self._failed_batch
+            batch = self._batch_to_repeat
         values: dict[str, Callable[[], str]] = {
             "<API_URL>": lambda: self.stack.base_url,
             "<API_KEY>": lambda: self.stack.api_key,
@@ -216,6 +218,15 @@ class Reader:
     def _failed_batch(self) -> str:
         page = self.stack.client.batches.list(limit=100).data
         return next(one.id for one in page if one.status in FINAL and one.error_file_id)
+
+    def _batch_to_repeat(self) -> str:
+        return until(self._with_open_letters, "an ended batch has dead letters", within=TIMEOUT)
+
+    def _with_open_letters(self) -> str:
+        rows = self.stack.query("SELECT DISTINCT batch_id FROM dead_letters WHERE state = 'open'")
+        found = {f"batch_{row.batch_id.hex}" for row in rows}
+        page = self.stack.client.batches.list(limit=100).data
+        return next((one.id for one in page if one.status in FINAL and one.id in found), "")
 
     def _running_batch(self) -> str:
         return self.stack.submit(self.stack.upload(chat_file(10_000)))

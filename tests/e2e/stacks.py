@@ -86,9 +86,8 @@ class LocalStack:
 
     def discard(self) -> None:
         """Stop it and remove its data."""
-        if "client" in self.__dict__:
-            self.client.close()
         self.down()
+        self.forget_data()
         release_ports(self.port, self.portal_port)
         shutil.rmtree(self.data_dir)
 
@@ -294,6 +293,14 @@ class LocalStack:
         if self._database is not None:
             self._database.dispose()
         self._database = None
+
+    def forget_data(self) -> None:
+        """Forget the data directory's secrets and all connections: another may be in its place."""
+        self.forget_connections()
+        if "client" in self.__dict__:
+            self.client.close()
+        for name in ("client", "_secrets"):
+            self.__dict__.pop(name, None)
 
     @property
     def supervisor(self) -> psutil.Process:
