@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
@@ -113,8 +114,10 @@ def official(request: pytest.FixtureRequest, server: Server) -> Iterator[Officia
 def completed(server: Server) -> Ended:
     """A completed batch; the suite's own engine refuses a quarter of its requests."""
     prompts = ["How high?", REFUSE if server.own else "Why?", "When?", "Where?"] * 3
+    # A search finds only these, also on a server with the batches of other runs.
+    run = uuid4().hex
     source = jsonl(
-        *(request(f"line-{number}", prompt) for number, prompt in enumerate(prompts, start=1))
+        *(request(f"{run}-{number}", prompt) for number, prompt in enumerate(prompts, start=1))
     )
     created = server.create(
         source,
