@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,5 +30,7 @@ def write(pieces: Iterable[bytes], target: Path) -> tuple[int, int]:
     except OSError as error:
         raise DownloadFailed(f"{target} cannot be written: {error.strerror}.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        # A folder of the target that is a file, or a name that is too long.
+        with suppress(OSError):
+            partial.unlink()
     return lines, written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -71,8 +72,8 @@ class OperatorAccess:
     def batch_file(self, batch: Json, role: str) -> Iterator[bytes]:
         """Return the content of a batch's file, and record the download in the audit log."""
         record = self._batch(require_batch_id(batch["id"]))
-        _, pieces = self._services.browser.download(self._principal, record.id, role)
-        return _stored(pieces)
+        # A generator: a target that cannot be written leaves no download in the audit log.
+        yield from _stored(self._services.browser.download(self._principal, record.id, role)[1])
 
     def failed_inputs(self, batch: Json, outcomes: Sequence[str]) -> Iterator[bytes]:
         """Return the input lines of failed requests; record the download in the audit log."""
@@ -142,18 +143,23 @@ class OperatorAccess:
         letter = _letter_id(letter_id)
         tenant = self._batch(letter.batch).tenant
         shown = self._services.dead_letters.get(tenant, letter)
-        built: Json = msgspec.json.decode(b"".join(details_json(shown)))
+        # Inputs and responses hold what msgspec refuses, such as 1e400.
+        built: Json = json.loads(b"".join(details_json(shown)))
         return {**built, "tenant": self._names[tenant]}
 
     def letter_content(self, query: Mapping[str, str]) -> Iterator[bytes]:
         """Return inputs or last responses; record the download in the audit log."""
-        pieces = self._services.dead_letters.download(
-            self._only_tenant(),
-            _filter(query),
-            Content(query["which"]),
-            actor=self._principal.name,
+        letter_filter = _filter(query)
+        if letter_filter.batch is not None:
+            self._batch(letter_filter.batch)
+        yield from _stored(
+            self._services.dead_letters.download(
+                self._only_tenant(),
+                letter_filter,
+                Content(query["which"]),
+                actor=self._principal.name,
+            )
         )
-        return _stored(pieces)
 
     def usage(self) -> Json:
         """Return the usage of the tenant."""
@@ -263,8 +269,8 @@ def _stored(pieces: Iterator[bytes]) -> Iterator[bytes]:
         if NotFound not in (type(error), type(error.__cause__)):
             raise
         raise NotFound(
-            "The file is not in the object store of this command: set LOWTIDE_OBJECT_STORE_URL to "
-            "that of the server."
+            "The file is not in the object store of this command. If that is not the server's, set "
+            "LOWTIDE_OBJECT_STORE_URL."
         ) from error
 
 

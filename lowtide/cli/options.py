@@ -42,9 +42,9 @@ Key = Annotated[
 ]
 TenantName = Annotated[
     str | None,
-    typer.Option("--tenant", help="Act on this tenant, as an operator on the database."),
+    typer.Option("--tenant", help="For this tenant, as an operator on the database."),
 ]
 AllTenants = Annotated[
     bool,
-    typer.Option("--all-tenants", help="Act on all tenants, as an operator on the database."),
+    typer.Option("--all-tenants", help="For all tenants, as an operator on the database."),
 ]

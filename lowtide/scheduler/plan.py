@@ -196,7 +196,11 @@ _WANT = text("""
 INSERT INTO wanted_replicas (pool, replicas, since) VALUES (:pool, :replicas, :since)
 ON CONFLICT (pool) DO UPDATE SET replicas = excluded.replicas, since = excluded.since, at = now()
 """)
-# The conditions are repeated for the rows that a concurrent tick has marked meanwhile.
+# In the order of ids, as everywhere else; the statement after it sees what a concurrent tick marked.
+_LOCK_RISKY = text("""
+SELECT id FROM batches WHERE status = 'in_progress' AND (at_risk OR id = ANY(cast(:risky AS uuid[])))
+ORDER BY id FOR NO KEY UPDATE
+""")
 # A batch that stays at risk gets the numbers of this tick, without another event. Admission, which
 # may mark a batch first, has no numbers.
 MARK_RISK = """
@@ -214,8 +218,6 @@ WITH risky AS (
     WHERE o.status = 'in_progress' AND (o.at_risk IS DISTINCT FROM (r.batch IS NOT NULL)
       OR o.risk_reason IS DISTINCT FROM r.reason OR o.risk_bound IS DISTINCT FROM r.bound)) c
   WHERE b.id = c.id AND b.status = 'in_progress'
-    AND (b.at_risk IS DISTINCT FROM c.risky OR b.risk_reason IS DISTINCT FROM c.reason
-      OR b.risk_bound IS DISTINCT FROM c.bound)
   RETURNING b.id, b.tenant_id, b.at_risk, b.total, b.risk_reason, b.risk_bound, c.is_event
 )
 INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, reason, bound)
@@ -267,6 +269,7 @@ class PlanStore:
             for batch in plan.at_risk
         ]
         with begin(self._engine) as connection:
+            connection.execute(_LOCK_RISKY, {"risky": list(plan.at_risk)})
             connection.execute(_MARK_RISK, {"risky": msgspec.json.encode(risky).decode()})
 
 

@@ -45,7 +45,7 @@ PLACES: Final = (
     Place("Health", "/health", "monitor_heart", "h"),
 )
 _OF_TENANT: Final = Place("Usage", "/usage", "data_usage", "s")
-"""A page of one tenant, which operators reach from the tenants page."""
+"""A page of one tenant; operators reach it by a tab of the tenants page."""
 
 
 SEARCH: Final = "/search"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from openai.types import Batch
+from sqlalchemy import text
 
 from lowtide.cli import client
 from lowtide.core.errors import Unavailable
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Command
     from tests.conftest import Database
 
-NOT_HERE = "not in the object store of this command: set LOWTIDE_OBJECT_STORE_URL"
+NOT_HERE = "not in the object store of this command"
 
 
 @pytest.fixture
@@ -210,7 +211,21 @@ def test_another_object_store_is_reported(
     assert list(tmp_path.glob("out*")) == []
 
 
-def test_unwritable_target_is_reported(lowtide: Command, ended: BatchId, tmp_path: Path) -> None:
-    out = str(tmp_path / "missing" / "out")
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("missing/out", "No such file or directory"),
+        ("file/out", "Not a directory"),
+        ("x" * 252, "File name too long"),
+    ],
+)
+def test_unwritable_target_is_reported_and_no_download_is_recorded(
+    database: Database, lowtide: Command, ended: BatchId, tmp_path: Path, name: str, problem: str
+) -> None:
+    (tmp_path / "file").touch()
+    out = str(tmp_path / name)
     command = ("download", format_batch_id(ended), "--out", out, "--tenant", "acme")
-    assert f"{out} cannot be written: No such file" in lowtide(*command, exit_code=1).stderr
+    assert f"{out} cannot be written: {problem}" in lowtide(*command, exit_code=1).stderr
+    with database.engine("operator").connect() as connection:
+        downloads = text("SELECT count(*) FROM audit_log WHERE action = 'files.download'")
+        assert connection.execute(downloads).scalar_one() == 0

@@ -251,9 +251,14 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     "expired leases": (str(sweep._EXPIRED_LEASES), lambda _: {"limit": 40}, 2000),
     "marks of risk": (
         str(plan._MARK_RISK),
-        lambda load: {"risky": json.dumps([{"batch": str(load.batch), "reason": "deadline_bound"}])},
+        lambda load: {
+            "risky": json.dumps(
+                [{"batch": str(load.batch), "reason": "deadline_bound", "bound": {"open": 1}}]
+            )
+        },
         500,
     ),
+    "batches to mark": (str(plan._LOCK_RISKY), lambda load: {"risky": [load.batch]}, 500),
     "dedicated replicas": (str(plan._DEDICATED), lambda _: {}, 100),
     "events to send": (
         outbox.DUE,

@@ -125,6 +125,8 @@ def test_first_tick_adds_the_numbers_to_the_mark_of_admission(world: World) -> N
     _scheduler(world).tick()
     marked = world.row(batch)
     assert (marked.risk_bound["open"], marked.risk_since) == (200, since)
+    _scheduler(world).tick()
+    assert world.value("SELECT count(*) FROM request_events WHERE kind = 'at_risk'") == 1
 
 
 def test_lost_workers_are_reaped_before_planning(world: World) -> None:

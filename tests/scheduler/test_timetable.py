@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 
 from lowtide.core.ids import BatchId
 from lowtide.core.pools import Depth, Pool
 from lowtide.engines.breaker import BreakerState
 from lowtide.planning.escalation import Move, OpenBatch, Plan
+from lowtide.planning.reasons import Bound
 from lowtide.queue.claims import Returned
+from tests.e2e.waiting import until
 from tests.worlds import World, done, numbers, together
 
 if TYPE_CHECKING:
@@ -287,6 +290,35 @@ def test_concurrent_tick_plans_nothing(world: World) -> None:
     first, second = together(lambda: world.timetable.replan(slowly), beside)
     assert (first.escalated, second) == (3, None)
     assert world.row(batch).escalated == 3
+
+
+def test_ticks_that_mark_at_once_record_one_event(world: World) -> None:
+    batch = world.batch(10)
+    plans = [
+        Plan(at_risk=frozenset({batch}), bounds={batch: Bound(10, seconds, 1, 0.1, 5)})
+        for seconds in (60.0, 59.0)
+    ]
+    with world.worker.begin() as connection:
+        connection.execute(
+            text("SELECT FROM batches WHERE id = :batch FOR UPDATE"), {"batch": batch}
+        )
+        # Both read the unmarked batch, and wait for its lock.
+        with ThreadPoolExecutor() as threads:
+            marks = [threads.submit(world.timetable._mark_at_risk, plan) for plan in plans]
+            until(
+                lambda: (
+                    world.value(
+                        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+                    )
+                    == 2
+                ),
+                "both wait",
+            )
+            connection.rollback()
+            for mark in marks:
+                mark.result(20)
+    assert world.value("SELECT count(*) FROM request_events WHERE kind = 'at_risk'") == 1
+    assert world.row(batch).risk_bound["open"] == 10
 
 
 def test_failed_plan_changes_nothing(world: World) -> None:
