@@ -267,10 +267,13 @@ class BatchPage:
         if (value := reading.value) is None:
             return
         self._panels.show(value.details, value.explanation, self._query, datetime.now(UTC))
-        self._tabs.show((value.details.batch.outcomes, value.details.batch.total, self._query))
+        self._show_tabs(value)
         self._table.show(value.lines)
         self._empty_label.set_visibility(not value.lines)
         self._pager.show(first=self._query.after == 0, more=value.more)
+
+    def _show_tabs(self, value: Seen) -> None:
+        self._tabs.show((value.details.batch.outcomes, value.details.batch.total, self._query))
 
     def _reread(self) -> None:
         self._subject.look()
@@ -314,6 +317,9 @@ class BatchPage:
 
     async def _navigate(self, after: int) -> None:
         self._query = replace(self._query, after=after, line=None)
+        # A tab that is clicked during the read must lead to the new search, not to the previous one.
+        if (value := self._subject.reading.value) is not None:
+            self._show_tabs(value)
         ui.navigate.history.replace(self._query.address())
         self._follow()
         await self._subject.read()
