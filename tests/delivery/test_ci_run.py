@@ -34,12 +34,7 @@ if os.environ["HANGS"] == target:
     record(f"stopped {{lane}}")
 sys.exit(target in (os.environ["FAILS"], os.environ["HANGS"]))
 """
-LANES = [
-    "test cache-fast",
-    "test-slow cache-portal",
-    "test-slow cache-slow",
-    "test-slow cache-stacks",
-]
+LANES = ["test cache-fast", "test-slow cache-slow", "test-slow cache-stacks"]
 
 
 @pytest.fixture
@@ -93,23 +88,18 @@ def test_failed_check_stops_the_run(
     assert (tmp_path / "calls").read_text().splitlines() == ["check "]
 
 
-@pytest.mark.parametrize(
-    ("hangs", "lanes"), [("test", ["fast"]), ("test-slow", ["portal", "slow", "stacks"])]
-)
 def test_interrupted_run_stops_lanes_and_cleans_up(
-    run: Callable[..., subprocess.Popen[str]], tmp_path: Path, hangs: str, lanes: list[str]
+    run: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    process = run(hangs=hangs)
+    process = run(hangs="test-slow")
     calls = tmp_path / "calls"
-    # The portal's tests follow the fast ones in their lane.
-    started = ["check ", *(lane for lane in LANES if hangs != "test" or "portal" not in lane)]
     deadline = time.monotonic() + 60
-    while not calls.exists() or len(calls.read_text().splitlines()) < len(started):
+    while not calls.exists() or len(calls.read_text().splitlines()) < 1 + len(LANES):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 130
-    stopped = [f"stopped cache-{lane}" for lane in lanes]
-    assert sorted(calls.read_text().splitlines()) == sorted(started + stopped)
+    stopped = [line for line in calls.read_text().splitlines() if line.startswith("stopped")]
+    assert sorted(stopped) == ["stopped cache-slow", "stopped cache-stacks"]
     assert list((tmp_path / "work").iterdir()) == []
