@@ -234,17 +234,23 @@ def administration_tabs(current: str) -> None:
 
 
 def tenant_choice(
-    tenants: Sequence[str], chosen: str, on_change: Callable[[str], Awaitable[None]]
+    tenants: Sequence[str],
+    chosen: str,
+    on_change: Callable[[str], Awaitable[None] | None],
+    *,
+    with_all: bool = True,
 ) -> None:
-    """Show a searchable choice of tenants by name; the empty name means all tenants."""
-    names = {"": "All tenants", **{name: name for name in tenants}}
+    """Show a searchable choice of tenants by name; the empty name means all tenants, or none yet."""
+    names = {name: name for name in tenants}
+    if with_all:
+        names = {"": "All tenants", **names}
     ui.select(
         names,
-        value=chosen if chosen in names else "",
+        value=chosen if chosen in names else "" if with_all else None,
         label="Tenant",
         with_input=True,
         on_change=lambda event: on_change(event.value or ""),
-    ).props("dense outlined options-dense")
+    ).props("dense outlined options-dense hide-bottom-space")
 
 
 class Pager:

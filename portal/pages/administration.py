@@ -162,6 +162,11 @@ def tenant_named(name: str, tenants: Mapping[TenantId, str]) -> TenantId | None:
     raise NotFound(f"Tenant {name!r} not found.")
 
 
+def usage_address(tenant: str) -> str:
+    """Return the URL of a tenant's usage."""
+    return _address(USAGE, tenant=tenant)
+
+
 def _address(path: str, **parameters: str) -> str:
     query_string = urlencode({name: value for name, value in parameters.items() if value})
     return f"{path}?{query_string}" if query_string else path

@@ -13,7 +13,12 @@ from lowtide.core.errors import LowtideError
 from portal.components.frame import page
 from portal.formats import absolute, counted, money, number, utc
 from portal.listing import PAGE_SIZE, Listed, ListPage
-from portal.pages.administration import TENANTS, TenantQuery, tenancy_of_principal
+from portal.pages.administration import (
+    TENANTS,
+    TenantQuery,
+    tenancy_of_principal,
+    usage_address,
+)
 from portal.pages.tenant_form import TenantForm
 from portal.queries import clean
 from portal.services import lowtide
@@ -160,7 +165,7 @@ def row_of(use: TenantUse) -> TenantRow:
         since=absolute(use.tenant.created_at),
         since_utc=utc(use.tenant.created_at),
         batches=f"/batches?{urlencode({'tenant': name})}",
-        usage=f"/usage?{urlencode({'tenant': name})}",
+        usage=usage_address(name),
         keys=f"/keys?{urlencode({'tenant': name})}",
         weight=number(use.tenant.weight),
         requests=meter(use.requests, limits.requests_per_minute),

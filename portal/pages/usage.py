@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-from urllib.parse import urlencode
 
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
 from nicegui import ui
@@ -15,10 +14,10 @@ from lowtide.tenants.model import LIMITS
 from portal.components.basics import StatCard, heading
 from portal.components.frame import page
 from portal.formats import absolute, ago, money, number, viewer_zone
-from portal.listing import administration_tabs
+from portal.listing import administration_tabs, tenant_choice
 from portal.live import Live, Rebuilt
 from portal.loading import load
-from portal.pages.administration import USAGE, tenant_named
+from portal.pages.administration import USAGE, tenant_named, usage_address
 from portal.pages.tenants import Meter, meter
 from portal.polling import Subject
 from portal.pulse import PULSE
@@ -101,14 +100,12 @@ class UsagePage:
         """Offer the tenants to an operator; return the one in the URL, if any; raises NotFound."""
         administration_tabs(USAGE)
         tenants = await load(lambda: tenants_for(self._principal))
-        names = sorted(tenants.values())
-        ui.select(
-            names,
-            value=self._name if self._name in names else None,
-            label="Tenant",
-            with_input=True,
-            on_change=lambda event: ui.navigate.to(f"{USAGE}?{urlencode({'tenant': event.value})}"),
-        ).props("dense outlined options-dense hide-bottom-space")
+        tenant_choice(
+            sorted(tenants.values()),
+            self._name,
+            lambda name: ui.navigate.to(usage_address(name)),
+            with_all=False,
+        )
         return tenant_named(self._name, tenants)
 
     def _follow(self, tenant: TenantId) -> None:
