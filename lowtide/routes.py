@@ -22,6 +22,7 @@ from lowtide.http.application import Application, json_response
 from lowtide.http.operations import IDEMPOTENCY_KEY, Operation, Parameter, Route
 from lowtide.reruns import api as reruns_api
 from lowtide.search import api as search_api
+from lowtide.uploads import api as uploads_api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -203,6 +204,7 @@ UPLOAD = (
             errors=(404,),
         ),
     ),
+    *uploads_api.ROUTES,
 )
 
 CREATE_BATCH = (

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lowtide.settings import Settings
     from lowtide.telemetry.tracing import Tracer
     from lowtide.tenants.usage import UsageStore
+    from lowtide.uploads.service import Uploads
 
 
 def line_limits(settings: Settings) -> Limits:
@@ -121,6 +122,22 @@ class Services:
             new_id=new_id,
             clock=now,
             tracer=self._tracer,
+        )
+
+    @cached_property
+    def uploads(self) -> Uploads:
+        """The service that makes files of uploads in parts."""
+        from lowtide.files.store import FileStore
+        from lowtide.uploads.service import Uploads
+        from lowtide.uploads.store import UploadStore
+
+        return Uploads(
+            UploadStore(self._database),
+            FileStore(self._database),
+            self.files,
+            self._objects(),
+            new_id=new_id,
+            clock=now,
         )
 
     @cached_property

@@ -18,6 +18,8 @@ FileId = NewType("FileId", uuid.UUID)
 LeaseId = NewType("LeaseId", uuid.UUID)
 EventId = NewType("EventId", uuid.UUID)
 KeyId = NewType("KeyId", uuid.UUID)
+UploadId = NewType("UploadId", uuid.UUID)
+PartId = NewType("PartId", uuid.UUID)
 
 DEFAULT_TENANT = TenantId(uuid.UUID(int=0))
 """The tenant that owns everything on a single-tenant installation."""
@@ -28,6 +30,8 @@ _BATCH_PREFIX = "batch_"
 _FILE_PREFIX = "file-"
 _REQUEST_PREFIX = "batch_req_"
 _KEY_PREFIX = "key_"
+_UPLOAD_PREFIX = "upload_"
+_PART_PREFIX = "part_"
 _HEXADECIMAL = frozenset("0123456789abcdef")
 
 
@@ -112,6 +116,28 @@ def parse_key_id(text: str) -> KeyId | None:
     """Parse the public form of an id; return None if `text` is not one."""
     value = _parse(text, _KEY_PREFIX)
     return None if value is None else KeyId(value)
+
+
+def format_upload_id(upload: UploadId) -> str:
+    """Return the public form of an upload in parts, `upload_` and 32 hexadecimal digits."""
+    return _UPLOAD_PREFIX + upload.hex
+
+
+def parse_upload_id(text: str) -> UploadId | None:
+    """Parse the public form of an id; return None if `text` is not one."""
+    value = _parse(text, _UPLOAD_PREFIX)
+    return None if value is None else UploadId(value)
+
+
+def format_part_id(part: PartId) -> str:
+    """Return the public form of a part of an upload, `part_` and 32 hexadecimal digits."""
+    return _PART_PREFIX + part.hex
+
+
+def parse_part_id(text: str) -> PartId | None:
+    """Parse the public form of an id; return None if `text` is not one."""
+    value = _parse(text, _PART_PREFIX)
+    return None if value is None else PartId(value)
 
 
 def _parse(text: str, prefix: str) -> uuid.UUID | None:

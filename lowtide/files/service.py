@@ -78,10 +78,12 @@ class Upload:
         file: FileId,
         now: datetime,
         actor: str | None = None,
+        add: Callable[[StoredFile, str | None], None] | None = None,
         tracer: Tracer = UNTRACED,
     ) -> None:
         self._actor = actor
         self._files = files
+        self._add = add or files.add
         self._objects = objects
         self._limits = limits
         self._tenant = tenant
@@ -141,12 +143,7 @@ class Upload:
 
         A missing purpose means `batch`; `expires_after` is in seconds, None takes the default.
         """
-        if purpose not in (None, Purpose.BATCH):
-            raise InvalidRequest(
-                f"purpose {purpose!r} is not supported: use 'batch'.",
-                param="purpose",
-                code="invalid_purpose",
-            )
+        check_purpose(purpose)
         attributes = {TENANT: str(self._tenant), "lowtide.file.id": format_file_id(self._file)}
         with self._tracer.span("store file", attributes=attributes) as span:
             self._reader.finish()
@@ -154,7 +151,7 @@ class Upload:
             file = self._record(filename, expires_after, span.context)
             span.note({"lowtide.lines": file.lines, "lowtide.bytes": file.size})
             try:
-                self._files.add(file, self._actor)
+                self._add(file, self._actor)
             except Unavailable:
                 # The commit may have succeeded. If it has not, the scheduler removes the orphan.
                 raise
@@ -173,7 +170,7 @@ class Upload:
             id=self._file,
             tenant=self._tenant,
             purpose=Purpose.BATCH,
-            filename=filename.replace("\\", "/").rsplit("/", 1)[-1].replace("\x00", "") or "file",
+            filename=shown_filename(filename),
             size=self._size,
             lines=self._reader.requests,
             sha256=self._sha256.digest(),
@@ -212,8 +209,17 @@ class Files:
         """The largest upload, in bytes."""
         return self._limits.max_bytes
 
-    def upload(self, tenant: TenantId, actor: str | None = None) -> Upload:
-        """Start an upload, a context manager. `actor` is recorded in the audit log."""
+    def upload(
+        self,
+        tenant: TenantId,
+        actor: str | None = None,
+        *,
+        add: Callable[[StoredFile, str | None], None] | None = None,
+    ) -> Upload:
+        """Start an upload, a context manager. `actor` is recorded in the audit log.
+
+        `add` replaces the store's transaction that records the file and the actor.
+        """
         return Upload(
             self._files,
             self._objects,
@@ -222,6 +228,7 @@ class Files:
             file=FileId(self._new_id()),
             now=self._clock(),
             actor=actor,
+            add=add,
             tracer=self._tracer,
         )
 
@@ -266,6 +273,21 @@ class Files:
         if key is not None:
             self._objects.delete([key])
             self._files.removed(tenant, key)
+
+
+def check_purpose(purpose: str | None) -> None:
+    """Raise InvalidRequest for a purpose other than `batch`, which None means, too."""
+    if purpose not in (None, Purpose.BATCH):
+        raise InvalidRequest(
+            f"purpose {purpose!r} is not supported: use 'batch'.",
+            param="purpose",
+            code="invalid_purpose",
+        )
+
+
+def shown_filename(filename: str) -> str:
+    """Return a file's name without its folders."""
+    return filename.replace("\\", "/").rsplit("/", 1)[-1].replace("\x00", "") or "file"
 
 
 def _summary(problems: Sequence[Problem]) -> str:

@@ -95,9 +95,14 @@ class FileStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def expect(self, tenant: TenantId, object_key: str) -> None:
-        """Record an object as an orphan before it is written, so that a crash cannot leak it."""
-        parameters = {"key": object_key, "tenant": tenant, "after": _LONGEST_UPLOAD_SECONDS}
+    def expect(
+        self, tenant: TenantId, object_key: str, seconds: float = _LONGEST_UPLOAD_SECONDS
+    ) -> None:
+        """Record an object as an orphan before it is written, so that a crash cannot leak it.
+
+        Unless it is recorded as a file, the scheduler deletes it after `seconds`.
+        """
+        parameters = {"key": object_key, "tenant": tenant, "after": seconds}
         with acting_for(self._engine, tenant) as connection:
             connection.execute(_ADD_ORPHAN, parameters)
 

@@ -85,9 +85,13 @@ _FORM_BYTES = 1 << 16
 
 
 def read_form(
-    request: Request, open_file: Callable[[str], Callable[[bytes], None]], *, max_file_bytes: int
+    request: Request,
+    open_file: Callable[[str], Callable[[bytes], None]],
+    *,
+    max_file_bytes: int,
+    field: str = "file",
 ) -> dict[str, str]:
-    """Read a form, and return its fields, which may come before and after its part `file`.
+    """Read a form, and return its fields, which may come before and after the file in `field`.
 
     `open_file` gets the file's name and returns a function that takes its bytes. Raises
     UnsupportedMediaType, InvalidRequest, and PayloadTooLarge for a form over the limit of its file.
@@ -95,10 +99,10 @@ def read_form(
     fields: dict[str, bytearray] = {}
     write: Callable[[bytes], None] | None = None
     refuse_encoded(request)
-    boundary = _boundary(request)
+    boundary = _boundary(request, field)
     try:
-        for part, piece in _pieces(_chunks(request, max_file_bytes), boundary):
-            if part.name != "file":
+        for part, piece in _pieces(_chunks(request, max_file_bytes, field), boundary):
+            if part.name != field:
                 value = fields.setdefault(part.name, bytearray())
                 value += piece
                 if len(value) > _MAX_FIELD_BYTES:
@@ -106,25 +110,25 @@ def read_form(
             elif write is None:
                 write = open_file(_filename(part))
             elif not piece:
-                raise InvalidRequest("The form has two files: send one.", param="file")
+                raise InvalidRequest("The form has two files: send one.", param=field)
             else:
                 write(piece)
         texts = {name: value.decode() for name, value in fields.items()}
     except (MultipartError, UnicodeDecodeError) as error:
         raise InvalidRequest(
             f"The form is malformed ({error}): send complete multipart/form-data.",
-            param="file",
+            param=field,
         ) from error
     if write is None:
-        raise InvalidRequest("The form has no file: add the field 'file'.", param="file")
+        raise InvalidRequest(f"The form has no file: add the field {field!r}.", param=field)
     return texts
 
 
-def _boundary(request: Request) -> str:
+def _boundary(request: Request, field: str) -> str:
     kind, options = parse_options_header(request.headers.get("Content-Type", ""))
     if kind != "multipart/form-data" or not options.get("boundary"):
         raise UnsupportedMediaType(
-            "Send the file as multipart/form-data with the fields 'file' and 'purpose'."
+            f"Send multipart/form-data with the file in the field {field!r}."
         )
     return str(options["boundary"])
 
@@ -141,30 +145,30 @@ def _filename(part: MultipartSegment) -> str:
     return name or part.filename or "file"
 
 
-def _chunks(request: Request, max_file_bytes: int) -> Iterator[bytes]:
+def _chunks(request: Request, max_file_bytes: int, field: str) -> Iterator[bytes]:
     """Yield the body and a final empty chunk; raises PayloadTooLarge above the file's limit."""
     max_bytes = max_file_bytes + _FORM_BYTES
     size = request.content_length or 0
     while size <= max_bytes:
-        chunk = _read(request.stream)
+        chunk = _read(request.stream, field)
         yield chunk
         if not chunk:
             return
         if request.content_length is None:
             size += len(chunk)
     raise PayloadTooLarge(
-        f"The file is larger than {max_file_bytes} bytes: split it into several.", param="file"
+        f"The {field} is larger than {max_file_bytes} bytes: split it into several.", param=field
     )
 
 
-def _read(stream: Any) -> bytes:
+def _read(stream: Any, field: str) -> bytes:
     try:
         chunk: bytes = stream.read(_CHUNK_BYTES)
     except HTTPException:
         raise
     except Exception as error:  # each server has its own errors for a truncated body
         raise InvalidRequest(
-            "The request body is incomplete: send it again.", param="file"
+            "The request body is incomplete: send it again.", param=field
         ) from error
     return chunk
 

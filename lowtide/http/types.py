@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Seconds = Annotated[int, Meta(description="Unix time in seconds.")]
 FileId = Annotated[str, Meta(pattern="^file-[0-9a-f]{32}$")]
+UploadId = Annotated[str, Meta(pattern="^upload_[0-9a-f]{32}$")]
 BatchId = Annotated[str, Meta(pattern="^batch_[0-9a-f]{32}$")]
 MetadataKey = Annotated[str, Meta(max_length=64)]
 MetadataValue = Annotated[str, Meta(max_length=512)]
@@ -69,6 +70,32 @@ class DeletedFile(msgspec.Struct):
     id: FileId
     deleted: bool = True
     object: Literal["file"] = "file"
+
+
+class Upload(msgspec.Struct, kw_only=True):
+    """An upload in parts; `bytes` is the size of the whole file.
+
+    `file` is the file of a completed upload, null once it is deleted.
+    """
+
+    id: UploadId
+    size: int = field(name="bytes")
+    created_at: Seconds
+    expires_at: Seconds
+    filename: str
+    purpose: Literal["batch"] = "batch"
+    status: Literal["pending", "completed", "cancelled", "expired"]
+    file: File | None
+    object: Literal["upload"] = "upload"
+
+
+class UploadPart(msgspec.Struct, kw_only=True):
+    """A part of an upload."""
+
+    id: Annotated[str, Meta(pattern="^part_[0-9a-f]{32}$")]
+    created_at: Seconds
+    upload_id: UploadId
+    object: Literal["upload.part"] = "upload.part"
 
 
 class FilePage(msgspec.Struct, kw_only=True):
@@ -437,6 +464,23 @@ class ExpiresAfter(msgspec.Struct):
 
     seconds: Annotated[int, Meta(ge=3600, le=2_592_000)]
     anchor: Literal["created_at"]
+
+
+class CreateUpload(msgspec.Struct, kw_only=True):
+    """The file to be uploaded in parts; `bytes` is its size, `expires_after` its expiry."""
+
+    size: Annotated[int, Meta(ge=0)] = field(name="bytes")
+    filename: str
+    mime_type: str
+    purpose: Annotated[str, Meta(extra_json_schema={"enum": ["batch"]})]
+    expires_after: ExpiresAfter | None = None
+
+
+class CompleteUpload(msgspec.Struct):
+    """The parts in the order of the file, and the file's MD5 in hexadecimal digits to verify."""
+
+    part_ids: list[str]
+    md5: Annotated[str, Meta(pattern="^[0-9a-fA-F]{32}$")] | None = None
 
 
 class CreateBatch(msgspec.Struct):

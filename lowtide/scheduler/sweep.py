@@ -115,6 +115,11 @@ WITH expired AS (
 INSERT INTO orphan_objects (object_key, tenant_id, due_at)
 SELECT object_key, tenant_id, now() FROM expired ON CONFLICT DO NOTHING
 """)
+_FORGET_UPLOADS = text("""
+DELETE FROM uploads WHERE ctid = ANY(ARRAY(
+  SELECT ctid FROM uploads WHERE expires_at <= now() - interval '1 day'
+  ORDER BY expires_at LIMIT :limit))
+""")
 # The input of an active batch stays until the batch ends, even if its file was deleted or expired.
 _ORPHAN_OBJECTS = text("""
 SELECT object_key FROM orphan_objects WHERE due_at <= now() AND object_key NOT IN (
@@ -152,9 +157,11 @@ class SweepStore:
         )
 
     def orphans(self, limit: int) -> Sequence[str]:
-        """Delete the rows of expired files; return the keys of orphans."""
+        """Delete the rows of expired files and of old uploads; return the keys of orphans."""
         with begin(self._engine) as connection:
             connection.execute(_EXPIRE_FILES, {"limit": limit})
+        with begin(self._engine) as connection:
+            connection.execute(_FORGET_UPLOADS, {"limit": limit})
         with begin(self._engine) as connection:
             return connection.execute(_ORPHAN_OBJECTS, {"limit": limit}).scalars().all()
 

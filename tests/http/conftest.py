@@ -81,9 +81,9 @@ class Api:
 def _function(method: str, path: str) -> str:
     if method in {"GET", "HEAD"}:
         return "read"
-    if path.rstrip("/").endswith("/cancel"):
-        return "cancel_batch"
-    return "upload" if path.startswith("/v1/files") else "create_batch"
+    if path.startswith(("/v1/files", "/v1/uploads")):
+        return "upload"
+    return "cancel_batch" if path.rstrip("/").endswith("/cancel") else "create_batch"
 
 
 @pytest.fixture(scope="session")

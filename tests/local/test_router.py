@@ -36,6 +36,10 @@ SERVICES = ("upload", "create-batch", "cancel-batch", "read")
     [
         ("POST", "/v1/files", "upload"),
         ("DELETE", "/v1/files/file-1", "upload"),
+        ("POST", "/v1/uploads", "upload"),
+        ("POST", "/v1/uploads/upload_1/parts", "upload"),
+        ("POST", "/v1/uploads/upload_1/cancel/", "upload"),
+        ("GET", "/v1/uploads/upload_1", "read"),
         ("POST", "/v1/batches", "create-batch"),
         ("POST", "/v1/batches/batch_1/cancel", "cancel-batch"),
         ("POST", "/v1/files/", "upload"),

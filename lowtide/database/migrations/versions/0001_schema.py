@@ -116,6 +116,47 @@ CREATE INDEX orphan_objects_due ON orphan_objects (due_at);
 {_isolated("orphan_objects")}
 GRANT SELECT, INSERT, DELETE ON orphan_objects TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON orphan_objects TO lowtide_worker;
+-- The end of an upload in parts makes the objects of its parts due.
+GRANT UPDATE (due_at) ON orphan_objects TO lowtide_api;
+"""
+
+UPLOADS = f"""
+-- Uploads in parts. After expires_at, one that is pending is expired; a day later its row goes. A
+-- completed one keeps its file's id, though the file may be deleted, and its parts in their order.
+CREATE TABLE uploads (
+  id uuid PRIMARY KEY,
+  tenant_id uuid NOT NULL REFERENCES tenants (id),
+  filename text NOT NULL,
+  bytes bigint NOT NULL,
+  file_expires_after integer,
+  status text NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'completed', 'cancelled')),
+  created_at timestamptz NOT NULL,
+  expires_at timestamptz NOT NULL,
+  file_id uuid,
+  part_ids uuid[],
+  CONSTRAINT uploads_completed CHECK (
+    (status = 'completed') = (file_id IS NOT NULL) AND (file_id IS NULL) = (part_ids IS NULL))
+);
+CREATE INDEX uploads_expiring ON uploads (expires_at);
+{_isolated("uploads")}
+GRANT SELECT, INSERT, UPDATE ON uploads TO lowtide_api;
+GRANT SELECT ON uploads TO lowtide_operator;
+GRANT SELECT, DELETE ON uploads TO lowtide_worker;
+
+-- The object of a part is in orphan_objects before its first byte is written, until it is deleted.
+CREATE TABLE upload_parts (
+  id uuid PRIMARY KEY,
+  upload_id uuid NOT NULL REFERENCES uploads (id) ON DELETE CASCADE,
+  tenant_id uuid NOT NULL,
+  bytes bigint NOT NULL,
+  checksum integer NOT NULL,
+  object_key text NOT NULL,
+  created_at timestamptz NOT NULL
+);
+CREATE INDEX upload_parts_of_upload ON upload_parts (upload_id);
+{_isolated("upload_parts")}
+GRANT SELECT, INSERT ON upload_parts TO lowtide_api;
+GRANT SELECT ON upload_parts TO lowtide_worker, lowtide_operator;
 """
 
 BATCHES = f"""
@@ -805,6 +846,7 @@ SCHEMA = (
     REVISION,
     TENANTS,
     FILES,
+    UPLOADS,
     BATCHES,
     QUEUE,
     SEARCH,

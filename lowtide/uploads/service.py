@@ -1,0 +1,302 @@
+"""Uploads in parts: creating them, adding parts, and making files of them."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from lowtide.core.errors import Conflict, InvalidRequest, NotFound, PayloadTooLarge, Unavailable
+from lowtide.core.ids import PartId, UploadId, format_part_id, format_upload_id, parse_part_id
+from lowtide.files.lines import NO_BYTES, checksum_of
+from lowtide.files.service import check_purpose, shown_filename
+from lowtide.uploads.model import (
+    MAX_PART_BYTES,
+    UPLOAD_SECONDS,
+    Part,
+    PartedUpload,
+    UploadEnded,
+    UploadStatus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+    from types import TracebackType
+    from typing import Self
+    from uuid import UUID
+
+    from lowtide.core.ids import TenantId
+    from lowtide.files.model import StoredFile
+    from lowtide.files.service import Files
+    from lowtide.files.store import FileStore
+    from lowtide.objects.store import ObjectStore
+    from lowtide.uploads.store import UploadStore
+
+
+# A completion may run this long after its upload has expired: parts are not deleted before.
+_LONGEST_COMPLETION = timedelta(minutes=15)
+
+
+class PartLost(InvalidRequest):
+    """A part whose object is missing or differs from what was sent."""
+
+
+class PartUpload:
+    """A part in progress: stored and checked in one pass, in bounded memory.
+
+    An exception inside the block leaves nothing behind but the record of an orphan.
+    """
+
+    def __init__(
+        self,
+        uploads: UploadStore,
+        files: FileStore,
+        objects: ObjectStore,
+        upload: PartedUpload,
+        *,
+        part: PartId,
+        now: datetime,
+    ) -> None:
+        self._uploads = uploads
+        self._files = files
+        self._objects = objects
+        self._upload = upload
+        self._part = part
+        self._now = now
+        self._key = f"parts/{part.hex}"
+        self._size = 0
+        self._checksum = NO_BYTES
+        self._stack = ExitStack()
+        self._writer = objects.open_writer(self._key)
+
+    def __enter__(self) -> Self:
+        kept = self._upload.expires_at + _LONGEST_COMPLETION - self._now
+        self._files.expect(self._upload.tenant, self._key, kept.total_seconds())
+        self._stack.enter_context(self._writer)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def write(self, chunk: bytes) -> None:
+        """Add a chunk; raises PayloadTooLarge."""
+        self._size += len(chunk)
+        if self._size > MAX_PART_BYTES:
+            raise PayloadTooLarge(
+                f"The part is larger than {MAX_PART_BYTES} bytes: send smaller parts.", param="data"
+            )
+        self._checksum = checksum_of(chunk, self._checksum)
+        self._writer.write(chunk)
+
+    def finish(self) -> Part:
+        """Complete the object and record the part; raises Conflict if the upload has ended."""
+        self._stack.close()
+        part = Part(self._part, self._upload.id, self._size, self._checksum, self._key, self._now)
+        tenant = self._upload.tenant
+        try:
+            self._uploads.add_part(tenant, part)
+        except Unavailable:
+            # The commit may have succeeded: the object stays until its upload ends.
+            raise
+        except BaseException as error:
+            self._objects.delete([self._key])
+            self._files.removed(tenant, self._key)
+            if isinstance(error, UploadEnded):
+                raise _ended(self._uploads.get(tenant, self._upload.id)) from error
+            raise
+        return part
+
+
+class Uploads:
+    """The uploads in parts of tenants."""
+
+    def __init__(
+        self,
+        uploads: UploadStore,
+        files: FileStore,
+        service: Files,
+        objects: ObjectStore,
+        *,
+        new_id: Callable[[], UUID],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._uploads = uploads
+        self._files = files
+        self._service = service
+        self._objects = objects
+        self._new_id = new_id
+        self._clock = clock
+
+    def create(
+        self,
+        tenant: TenantId,
+        *,
+        filename: str,
+        size: int,
+        purpose: str,
+        file_expires_after: int | None,
+    ) -> PartedUpload:
+        """Start an upload of `size` bytes; raises InvalidRequest, or PayloadTooLarge."""
+        check_purpose(purpose)
+        max_bytes = self._service.max_bytes
+        if size > max_bytes:
+            raise PayloadTooLarge(
+                f"A file may have {max_bytes} bytes, not {size}: split it into several.",
+                param="bytes",
+            )
+        now = self._clock()
+        upload = PartedUpload(
+            id=UploadId(self._new_id()),
+            tenant=tenant,
+            filename=shown_filename(filename),
+            size=size,
+            file_expires_after=file_expires_after,
+            status=UploadStatus.PENDING,
+            created_at=now,
+            expires_at=now + timedelta(seconds=UPLOAD_SECONDS),
+        )
+        self._uploads.create(upload)
+        return upload
+
+    def part(self, tenant: TenantId, upload_id: UploadId) -> PartUpload:
+        """Start a part, a context manager; raises NotFound, or Conflict if the upload has ended."""
+        upload = self._uploads.get(tenant, upload_id)
+        if upload.status is not UploadStatus.PENDING:
+            raise _ended(upload)
+        return PartUpload(
+            self._uploads,
+            self._files,
+            self._objects,
+            upload,
+            part=PartId(self._new_id()),
+            now=self._clock(),
+        )
+
+    def complete(
+        self,
+        tenant: TenantId,
+        upload_id: UploadId,
+        names: Sequence[str],
+        *,
+        md5: str | None,
+        actor: str,
+    ) -> tuple[PartedUpload, StoredFile | None]:
+        """Make the file of the named parts, in their order; return the upload with it.
+
+        Completing again with the same parts returns the same file, None once it is deleted. Raises
+        NotFound, InvalidRequest for parts that do not make the file, and Conflict if the upload has
+        ended otherwise.
+        """
+        upload = self._uploads.get(tenant, upload_id)
+        if upload.status is UploadStatus.PENDING:
+            parts = _select(self._uploads.parts(tenant, upload_id), names)
+            _check_size(upload, parts)
+            try:
+                self._assemble(upload, parts, md5, actor)
+            except (UploadEnded, PartLost):
+                # Another call ended the upload meanwhile, or the parts are really lost.
+                upload = self._uploads.get(tenant, upload_id)
+                if upload.status is UploadStatus.PENDING:
+                    raise
+            else:
+                upload = self._uploads.get(tenant, upload_id)
+        if upload.file is None or upload.parts != [parse_part_id(name) for name in names]:
+            raise _ended(upload)
+        try:
+            return upload, self._service.get(tenant, upload.file)
+        except NotFound:
+            return upload, None
+
+    def cancel(self, tenant: TenantId, upload_id: UploadId) -> PartedUpload:
+        """Cancel an upload, again without effect; raises NotFound, or Conflict if it is completed."""
+        upload = self._uploads.cancel(tenant, upload_id)
+        if upload.status is UploadStatus.COMPLETED:
+            raise Conflict(
+                f"Upload {format_upload_id(upload_id)!r} is completed: delete its file instead.",
+                param="upload_id",
+            )
+        return upload
+
+    def _assemble(
+        self, upload: PartedUpload, parts: Sequence[Part], md5: str | None, actor: str
+    ) -> None:
+        """Stream the parts into a file, checked like any other upload."""
+
+        def add(file: StoredFile, actor: str | None) -> None:
+            self._uploads.complete(upload.id, [part.id for part in parts], file, actor)
+
+        digest = hashlib.md5(usedforsecurity=False)
+        with self._service.upload(upload.tenant, actor, add=add) as whole:
+            for part in parts:
+                for chunk in self._read(part):
+                    digest.update(chunk)
+                    whole.write(chunk)
+            if md5 is not None and md5.lower() != digest.hexdigest():
+                raise InvalidRequest(
+                    f"The parts have the MD5 {digest.hexdigest()}, not {md5.lower()}: check the "
+                    "order of part_ids, or send the file again.",
+                    param="md5",
+                )
+            whole.finish(upload.filename, None, upload.file_expires_after)
+
+    def _read(self, part: Part) -> Iterator[bytes]:
+        """Yield the bytes of a part; raises PartLost at its end if they are not those sent."""
+        checksum = NO_BYTES
+        try:
+            for chunk in self._objects.stream(part.object_key):
+                checksum = checksum_of(chunk, checksum)
+                yield chunk
+        except NotFound as error:
+            raise _lost(part) from error
+        if checksum != part.checksum:
+            raise _lost(part)
+
+
+def _select(parts: Sequence[Part], names: Sequence[str]) -> Sequence[Part]:
+    """Return the named parts in their order."""
+    by_name = {format_part_id(part.id): part for part in parts}
+    selected: dict[str, Part] = {}
+    for name in names:
+        if name in selected:
+            raise InvalidRequest(
+                f"Part {name!r} is named twice: name each part once.", param="part_ids"
+            )
+        if name not in by_name:
+            raise InvalidRequest(
+                f"Part {name[:100]!r} is not a part of this upload: name those that it has.",
+                param="part_ids",
+            )
+        selected[name] = by_name[name]
+    return list(selected.values())
+
+
+def _check_size(upload: PartedUpload, parts: Sequence[Part]) -> None:
+    size = sum(part.size for part in parts)
+    if size != upload.size:
+        raise InvalidRequest(
+            f"The parts have {size} bytes, but the upload was created for {upload.size}: name all "
+            "parts, or create another upload.",
+            param="part_ids",
+        )
+
+
+def _lost(part: Part) -> PartLost:
+    return PartLost(
+        f"Part {format_part_id(part.id)!r} no longer has the bytes that were sent: send it again.",
+        param="part_ids",
+    )
+
+
+def _ended(upload: PartedUpload) -> Conflict:
+    parts = " with other parts" if upload.status is UploadStatus.COMPLETED else ""
+    return Conflict(
+        f"Upload {format_upload_id(upload.id)!r} is {upload.status}{parts}: create another one.",
+        param="upload_id",
+    )
