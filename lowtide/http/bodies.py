@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MAX_IDEMPOTENCY_KEY = 256
 _FIELD = re.compile(r"\$\.(\w+)")
+_MISSING = re.compile(r"missing required field `(\w+)`")
 _Body = TypeVar("_Body")
 
 
@@ -43,7 +44,7 @@ def json_body(request: Request, decode: Callable[[bytes], _Body], *, max_bytes: 
     try:
         return decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        field = _FIELD.search(str(error))
+        field = _FIELD.search(str(error)) or _MISSING.search(str(error))
         raise InvalidRequest(
             f"Invalid request body: {error}.", param=field[1] if field else None
         ) from error

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import text
 
-from lowtide.core.errors import Unavailable
-from lowtide.objects.store import ObstoreObjects
+from lowtide.core.errors import Conflict, Unavailable
+from lowtide.core.ids import DEFAULT_TENANT, format_file_id, new_id, now, parse_upload_id
+from lowtide.files.lines import LineReader
+from lowtide.objects.store import ObstoreObjects, ObstoreWriter
+from lowtide.tenants.keys import hash_key
 from lowtide.uploads import service
+from lowtide.uploads.service import Uploads
 from lowtide.uploads.store import UploadStore
+from tests.conftest import PEPPER
 from tests.http.conftest import MAX_FILE_BYTES
 from tests.http.forms import CONTENT_TYPE, form, line, part, post, upload
 from tests.http.test_audit import _audit
@@ -63,22 +69,16 @@ def _cancel(api: Api, upload_id: str) -> Any:
     return api("POST", f"/v1/uploads/{upload_id}/cancel")
 
 
-def _expire(world: World, upload_id: str, seconds: float = 0) -> None:
-    """Let an upload and its parts be as old as `seconds` after the upload's expiry."""
-    with world.database.engine("owner").begin() as connection:
-        # The owner is bound by row-level security, too.
-        connection.exec_driver_sql("ALTER TABLE uploads NO FORCE ROW LEVEL SECURITY")
-        connection.exec_driver_sql("ALTER TABLE orphan_objects NO FORCE ROW LEVEL SECURITY")
-        connection.exec_driver_sql(
-            "UPDATE orphan_objects SET due_at = due_at - make_interval(secs => %s)",
-            (HOUR + seconds,),
-        )
-        connection.exec_driver_sql(
-            "UPDATE uploads SET expires_at = expires_at - make_interval(secs => %s) WHERE id = %s",
-            (HOUR + seconds, uuid.UUID(upload_id.removeprefix("upload_"))),
-        )
-        connection.exec_driver_sql("ALTER TABLE uploads FORCE ROW LEVEL SECURITY")
-        connection.exec_driver_sql("ALTER TABLE orphan_objects FORCE ROW LEVEL SECURITY")
+def _rows(world: World, sql: str, **parameters: Any) -> list[Any]:
+    with world._superuser.begin() as connection:
+        result = connection.execute(text(sql), parameters)
+        return list(result.all()) if result.returns_rows else []
+
+
+def _age(world: World, seconds: float) -> None:
+    """Let all uploads and orphans be `seconds` older."""
+    for column in ("orphan_objects SET due_at = due_at", "uploads SET expires_at = expires_at"):
+        _rows(world, f"UPDATE {column} - make_interval(secs => :seconds)", seconds=seconds)
 
 
 def _sweep(api: Api, world: World) -> None:
@@ -123,10 +123,10 @@ def test_parts_become_the_file_that_one_upload_would(api: Api, world: World) -> 
     assert {**file, **{name: whole[name] for name in times}} == whole
     assert file["expires_at"] - file["created_at"] == whole["expires_at"] - whole["created_at"]
     assert api("GET", f"/v1/files/{file['id']}").json == file
-    assert api("GET", f"/v1/files/{file['id']}/content").data == CONTENT
     rows = world.rows("SELECT lines, endpoint, sha256, status_details FROM files")
     assert rows[0] == rows[1]
     assert _audit(world) == [("files.create", whole["id"]), ("files.create", file["id"])]
+    assert api("GET", f"/v1/files/{file['id']}/content").data == CONTENT
     batch = api("POST", "/v1/batches", json={"input_file_id": file["id"]})
     assert batch.status_code == 200
 
@@ -216,7 +216,7 @@ def test_invalid_upload_is_refused(
 ) -> None:
     body = {"bytes": 1, "filename": "a", "mime_type": "application/jsonl", "purpose": "batch"}
     _error(api("POST", "/v1/uploads", json=body | changes), status, param)
-    assert world.rows("SELECT 1 FROM uploads") == []
+    assert _rows(world, "SELECT 1 FROM uploads") == []
 
 
 def test_upload_of_max_size_is_accepted(api: Api) -> None:
@@ -241,7 +241,7 @@ def test_invalid_part_is_refused_and_leaves_nothing(
     created = _create(api)
     _error(post(api, body, content_type, f"/v1/uploads/{created['id']}/parts"), status, param)
     assert api.object_keys() == set()
-    assert world.rows("SELECT 1 FROM upload_parts") == []
+    assert _rows(world, "SELECT 1 FROM upload_parts") == []
 
 
 @pytest.mark.parametrize("excess", [1, 100_000], ids=["a byte", "known before it is read"])
@@ -254,7 +254,7 @@ def test_part_has_a_largest_size(
     message = _error(_add(api, created["id"], b"x" * (1000 + excess)), 413, "data")
     assert "1000 bytes" in message
     assert api.object_keys() == set()
-    assert world.rows("SELECT 1 FROM upload_parts") == []
+    assert _rows(world, "SELECT 1 FROM upload_parts") == []
     assert _add(api, created["id"], b"x" * 1000).status_code == 200
 
 
@@ -283,17 +283,30 @@ def test_parts_of_another_size_are_refused_with_both_numbers(api: Api, world: Wo
     assert _complete(api, created["id"], ids).status_code == 200
 
 
-@pytest.mark.parametrize("kind", ["unknown", "malformed", "of another upload", "of another tenant"])
+@pytest.fixture
+def stranger(api: Api, world: World) -> Api:
+    """The API for another tenant."""
+    tenant = world.tenant("stranger")
+    with world.database.engine("owner").begin() as connection:
+        connection.execute(
+            text("INSERT INTO api_keys (hash, tenant_id, name) VALUES (:hash, :tenant, 'key')"),
+            {"hash": hash_key("stranger", PEPPER), "tenant": tenant},
+        )
+    return replace(api, key="stranger")
+
+
+@pytest.mark.parametrize("kind", ["unknown", "malformed", "other upload's", "other tenant's"])
 def test_part_of_no_or_another_upload_is_refused_by_name(
-    api: Api, world: World, kind: str
+    api: Api, stranger: Api, kind: str
 ) -> None:
+    other = {
+        "unknown": lambda: "part_" + "0" * 32,
+        "malformed": lambda: "x" * 300,
+        "other upload's": lambda: _part(api, _create(api)["id"], CONTENT),
+        "other tenant's": lambda: _part(stranger, _create(stranger)["id"], CONTENT),
+    }[kind]()
     created = _create(api)
     own = _part(api, created["id"], CONTENT)
-    other = {"unknown": "part_" + "0" * 32, "malformed": "x" * 300}.get(kind)
-    if other is None:
-        other = _part(api, _create(api)["id"], CONTENT)
-    if kind == "of another tenant":
-        world.run_as_owner("SELECT 1")
     message = _error(_complete(api, created["id"], [own, other]), 400, "part_ids")
     assert other[:100] in message
 
@@ -322,4 +335,260 @@ def test_gzip_file_is_refused_with_fix(api: Api, world: World) -> None:
     created = _create(api, len(packed))
     response = _complete(api, created["id"], _parts(api, created["id"], [packed[:1], packed[1:]]))
     assert "decompress" in _error(response, 415, "file")
+    assert world.rows("SELECT 1 FROM files") == []
+
+
+@pytest.mark.parametrize("call", ["parts", "complete", "cancel"])
+@pytest.mark.parametrize("name", ["upload_" + "0" * 32, "upload_x", "another tenant's"])
+def test_unknown_or_foreign_upload_returns_404(
+    api: Api, stranger: Api, world: World, call: str, name: str
+) -> None:
+    foreign = name == "another tenant's"
+    upload_id = _create(stranger, 0)["id"] if foreign else name
+    calls: dict[str, Any] = {
+        "parts": lambda: _add(api, upload_id, b"x"),
+        "complete": lambda: _complete(api, upload_id, []),
+        "cancel": lambda: _cancel(api, upload_id),
+    }
+    assert upload_id in _error(calls[call](), 404, "upload_id")
+    assert api.object_keys() == set()
+    states = _rows(world, "SELECT status FROM uploads")
+    assert [row.status for row in states] == (["pending"] if foreign else [])
+
+
+def test_completing_again_returns_same_file(api: Api, world: World) -> None:
+    created = _create(api)
+    ids = _parts(api, created["id"], LINES)
+    first, second = (_complete(api, created["id"], ids) for _ in range(2))
+    assert (second.status_code, second.json) == (200, first.json)
+    assert world.value("SELECT count(*) FROM files") == 1
+    assert len(_audit(world)) == 1
+    file = first.json["file"]["id"]
+    assert api("DELETE", f"/v1/files/{file}").status_code == 200
+    assert _complete(api, created["id"], ids).json == first.json | {"file": None}
+
+
+def test_completing_again_with_other_parts_is_refused(api: Api) -> None:
+    created = _create(api)
+    ids = _parts(api, created["id"], LINES)
+    assert _complete(api, created["id"], ids).status_code == 200
+    response = _complete(api, created["id"], ids[::-1])
+    assert "completed with other parts" in _error(response, 409, "upload_id")
+    assert response.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same order", "other order"])
+def test_completions_at_once_make_one_file(api: Api, world: World, *, same: bool) -> None:
+    created = _create(api)
+    ids = _parts(api, created["id"], LINES)
+    engine = world.own_engine("api")
+    services = api.app("upload").services
+    slow = Uploads(
+        UploadStore(engine),
+        services.uploads._files,
+        services.files,
+        ObstoreObjects(f"file://{api.objects}"),
+        new_id=new_id,
+        clock=now,
+    )
+    upload_id = parse_upload_id(created["id"])
+    assert upload_id is not None
+    with gate(engine, before="UPDATE uploads") as checkpoint:
+        loser = Running(
+            lambda: slow.complete(DEFAULT_TENANT, upload_id, ids, md5=None, actor="slow")
+        )
+        checkpoint.wait()
+        winner = _complete(api, created["id"], ids if same else ids[::-1])
+        checkpoint.opened.set()
+        if same:
+            _, file = loser.result()
+            assert format_file_id(file.id) == winner.json["file"]["id"]
+        else:
+            with pytest.raises(Conflict, match="with other parts"):
+                loser.result()
+    (stored,) = world.rows("SELECT object_key FROM files")
+    assert stored.object_key in api.object_keys()
+    assert {key for key in api.object_keys() if key.startswith("files/")} == {stored.object_key}
+    assert len(_audit(world)) == 1
+
+
+def test_completion_that_lost_its_parts_to_another_returns_its_file(
+    api: Api, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = _create(api)
+    ids = _parts(api, created["id"], LINES)
+    stream = ObstoreObjects.stream
+    answers: list[Any] = []
+
+    def other_first(self: ObstoreObjects, key: str) -> Iterator[bytes]:
+        monkeypatch.setattr(ObstoreObjects, "stream", stream)
+        answers.append(_complete(api, created["id"], ids).json)
+        _sweep(api, world)
+        return stream(self, key)
+
+    monkeypatch.setattr(ObstoreObjects, "stream", other_first)
+    response = _complete(api, created["id"], ids)
+    assert (response.status_code, [response.json]) == (200, answers)
+    assert world.value("SELECT count(*) FROM files") == 1
+
+
+def test_cancelled_upload_takes_no_part_and_makes_no_file(api: Api, world: World) -> None:
+    created = _create(api)
+    ids = _parts(api, created["id"], LINES)
+    cancelled = _cancel(api, created["id"])
+    assert cancelled.json == created | {"status": "cancelled"}
+    assert _cancel(api, created["id"]).json == cancelled.json
+    for response in (_add(api, created["id"], b"x"), _complete(api, created["id"], ids)):
+        assert "is cancelled" in _error(response, 409, "upload_id")
+    _sweep(api, world)
+    assert api.object_keys() == set()
+
+
+def test_completed_upload_takes_no_part_and_is_not_cancelled(api: Api, world: World) -> None:
+    created = _create(api)
+    ids = _parts(api, created["id"], LINES)
+    file = _complete(api, created["id"], ids).json["file"]["id"]
+    assert "is completed" in _error(_add(api, created["id"], b"x"), 409, "upload_id")
+    assert "delete its file" in _error(_cancel(api, created["id"]), 409, "upload_id")
+    _sweep(api, world)
+    assert api.object_keys() == {f"files/{file.removeprefix('file-')}"}
+    assert api("GET", f"/v1/files/{file}/content").data == CONTENT
+
+
+def test_upload_that_ends_during_a_part_refuses_it(
+    api: Api, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = _create(api)
+    add_part = UploadStore.add_part
+
+    def cancel_first(*arguments: Any) -> None:
+        assert _cancel(api, created["id"]).status_code == 200
+        add_part(*arguments)
+
+    monkeypatch.setattr(UploadStore, "add_part", cancel_first)
+    assert "is cancelled" in _error(_add(api, created["id"], b"x"), 409, "upload_id")
+    assert api.object_keys() == set()
+    assert world.rows("SELECT 1 FROM orphan_objects") == []
+
+
+def test_expired_upload_takes_no_part_and_its_parts_are_deleted(api: Api, world: World) -> None:
+    created = _create(api)
+    ids = _parts(api, created["id"], LINES)
+    _age(world, HOUR)
+    for response in (_add(api, created["id"], b"x"), _complete(api, created["id"], ids)):
+        assert "is expired" in _error(response, 409, "upload_id")
+    assert _cancel(api, created["id"]).json["status"] == "expired"
+    _sweep(api, world)
+    assert len(api.object_keys()) == len(LINES), "a completion may still be reading them"
+    _age(world, HOUR / 4)
+    _sweep(api, world)
+    assert api.object_keys() == set()
+    assert world.rows("SELECT 1 FROM orphan_objects") == []
+
+
+def test_old_uploads_are_forgotten_in_portions(api: Api, world: World) -> None:
+    for _ in range(3):
+        _parts(api, _create(api)["id"], LINES[:2])
+    _age(world, 25 * HOUR)
+    recent = _create(api)["id"]
+    (part_id,) = _parts(api, recent, [CONTENT])
+    world.ticks.orphans(2)
+    assert len(_rows(world, "SELECT 1 FROM uploads")) == 2
+    world.ticks.orphans(2)
+    assert len(_rows(world, "SELECT 1 FROM uploads")) == 1
+    assert len(_rows(world, "SELECT 1 FROM upload_parts")) == 1
+    assert _complete(api, recent, [part_id]).status_code == 200
+
+
+class _KilledError(BaseException):
+    """The end of the process."""
+
+
+@pytest.mark.parametrize(
+    ("holder", "method"),
+    [
+        pytest.param(ObstoreWriter, "write", id="before the file's first byte"),
+        pytest.param(LineReader, "finish", id="before the file is whole"),
+        pytest.param(UploadStore, "complete", id="before the commit"),
+    ],
+)
+def test_completion_can_be_repeated_after_crash_at_any_step(
+    api: Api, world: World, monkeypatch: pytest.MonkeyPatch, holder: Any, method: str
+) -> None:
+    created = _create(api)
+    ids = _parts(api, created["id"], LINES)
+
+    def die(*_: Any, **__: Any) -> None:
+        raise _KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(holder, method, die)
+        # A killed process cleans nothing up.
+        patch.setattr(ObstoreObjects, "delete", lambda *_: None)
+        with pytest.raises(_KilledError):
+            _complete(api, created["id"], ids)
+    assert world.rows("SELECT 1 FROM files") == []
+    orphans = {row.object_key for row in world.rows("SELECT object_key FROM orphan_objects")}
+    assert api.object_keys() <= orphans
+    file = _complete(api, created["id"], ids).json["file"]["id"]
+    _age(world, 6 * HOUR)
+    _sweep(api, world)
+    assert api.object_keys() == {f"files/{file.removeprefix('file-')}"}
+    assert api("GET", f"/v1/files/{file}/content").data == CONTENT
+
+
+def test_completion_can_be_repeated_after_lost_reply(
+    api: Api, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = _create(api)
+    ids = _parts(api, created["id"], LINES)
+    complete = UploadStore.complete
+
+    def commit_then_fail(*arguments: Any) -> None:
+        complete(*arguments)
+        raise Unavailable("the connection was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UploadStore, "complete", commit_then_fail)
+        assert _complete(api, created["id"], ids).status_code == 503
+    file = _complete(api, created["id"], ids).json["file"]["id"]
+    assert api("GET", f"/v1/files/{file}/content").data == CONTENT
+    assert world.value("SELECT count(*) FROM files") == 1
+
+
+@pytest.mark.parametrize("step", ["write", "close", "record"])
+def test_outage_during_part_leaves_at_most_a_recorded_orphan(
+    api: Api, world: World, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    created = _create(api)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise Unavailable("away")
+
+    with monkeypatch.context() as patch:
+        if step == "write":
+            patch.setattr(ObstoreWriter, "write", fail)
+        elif step == "close":
+            patch.setattr("lowtide.objects.store._sync", fail)
+        else:
+            patch.setattr(UploadStore, "add_part", fail)
+        assert _add(api, created["id"], CONTENT).status_code == 503
+    assert _rows(world, "SELECT 1 FROM upload_parts") == []
+    orphans = {row.object_key for row in world.rows("SELECT object_key FROM orphan_objects")}
+    assert api.object_keys() <= orphans
+    assert _complete(api, created["id"], _parts(api, created["id"], [CONTENT])).status_code == 200
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed", "cut"])
+def test_damaged_part_is_refused_by_name(api: Api, world: World, damage: str) -> None:
+    created = _create(api)
+    part_id = _part(api, created["id"], CONTENT)
+    (key,) = api.object_keys()
+    path = api.objects / key
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(CONTENT[:-1] + b" " if damage == "changed" else CONTENT[:-1])
+    message = _error(_complete(api, created["id"], [part_id]), 400, "part_ids")
+    assert part_id in message
     assert world.rows("SELECT 1 FROM files") == []

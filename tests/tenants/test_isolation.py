@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from lowtide.core.ids import DEFAULT_TENANT, TenantId
+from lowtide.core.ids import DEFAULT_TENANT, PartId, TenantId, UploadId, new_id
 from lowtide.core.pools import Pool
 from lowtide.database.connections import acting_for
 from lowtide.queue.claims import Returned
 from lowtide.search.indexing import SearchIndexer
+from lowtide.uploads.model import Part, PartedUpload, UploadStatus
+from lowtide.uploads.store import UploadStore
 from tests.worlds import MAX_LOST_LEASES, World, done, tables
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 READABLE_BY_API = (
     "files", "batches", "requests", "queue", "claims", "results", "tallies", "request_events",
     "dead_letters", "outbox", "orphan_objects", "request_states", "batch_states", "batch_terms",
-    "custom_ids", "search_backlog",
+    "custom_ids", "search_backlog", "uploads", "upload_parts",
 )  # fmt: skip
 # Workers do not read it; test_usage.py tests it.
 READABLE_BY_API_ALONE = "request_rates"
@@ -55,8 +58,25 @@ def _fill(world: World, tenant: TenantId) -> None:
     world.run(
         "INSERT INTO orphan_objects VALUES (:key, :tenant, now())", key=str(tenant), tenant=tenant
     )
+    _upload(world, tenant)
     # The delay keeps these requests from being claimed while the other tenant is filled.
     world.run("UPDATE queue SET available_at = now() + interval '1 h'")
+
+
+def _upload(world: World, tenant: TenantId) -> None:
+    uploads, now = UploadStore(world.api), datetime.now(UTC)
+    upload = PartedUpload(
+        UploadId(new_id()),
+        tenant,
+        "a",
+        1,
+        None,
+        UploadStatus.PENDING,
+        now,
+        now + timedelta(hours=1),
+    )
+    uploads.create(upload)
+    uploads.add_part(tenant, Part(PartId(new_id()), upload.id, 1, 0, "parts/x", now))
 
 
 @pytest.fixture
@@ -111,7 +131,9 @@ def test_api_role_cannot_read_hidden_tables(two: Two, table: str) -> None:
         connection.execute(text(f"SELECT 1 FROM {table}"))  # noqa: S608
 
 
-@pytest.mark.parametrize("table", ["files", "batches", "queue", "outbox", "dead_letters"])
+@pytest.mark.parametrize(
+    "table", ["files", "batches", "queue", "outbox", "dead_letters", "uploads", "orphan_objects"]
+)
 def test_tenant_cannot_change_rows_of_another_tenant(two: Two, table: str) -> None:
     update = f"UPDATE {table} SET tenant_id = tenant_id WHERE tenant_id = :theirs"  # noqa: S608
     delete = f"DELETE FROM {table} WHERE tenant_id = :theirs"  # noqa: S608
@@ -121,6 +143,11 @@ def test_tenant_cannot_change_rows_of_another_tenant(two: Two, table: str) -> No
     statements = {
         "files": (update, delete),
         "batches": (update,),
+        "uploads": (update,),
+        "orphan_objects": (
+            "UPDATE orphan_objects SET due_at = now() WHERE tenant_id = :theirs",
+            delete,
+        ),
         "dead_letters": (discard,),
     }.get(table, (delete,))
     before = two.world.contents()
@@ -147,6 +174,12 @@ def test_tenant_cannot_change_rows_of_another_tenant(two: Two, table: str) -> No
             "sha256, object_key, status FROM files",
             id="file",
         ),
+        pytest.param("UPDATE uploads SET tenant_id = :theirs", id="move an upload"),
+        pytest.param(
+            "INSERT INTO upload_parts SELECT gen_random_uuid(), upload_id, :theirs, bytes, checksum, "
+            "object_key, created_at FROM upload_parts",
+            id="part",
+        ),
     ],
 )
 def test_tenant_cannot_write_rows_for_another_tenant(two: Two, statement: str) -> None:
@@ -165,7 +198,8 @@ def test_tenant_cannot_write_rows_for_another_tenant(two: Two, statement: str) -
         "DELETE FROM audit_log", "DELETE FROM requests", "UPDATE tallies SET completed = 0",
         "INSERT INTO dead_letters SELECT * FROM dead_letters", "DELETE FROM dead_letters",
         "UPDATE dead_letters SET error_code = ''", "UPDATE dead_letters SET tenant_id = tenant_id",
-        "TRUNCATE files", "CREATE TABLE mine (id int)", "SET ROLE lowtide_worker",
+        "DELETE FROM uploads", "DELETE FROM upload_parts", "UPDATE upload_parts SET bytes = 0",
+        "UPDATE orphan_objects SET object_key = 'x'", "TRUNCATE files", "CREATE TABLE mine (id int)", "SET ROLE lowtide_worker",
         "ALTER TABLE files DISABLE ROW LEVEL SECURITY", "SELECT pg_read_file('/etc/passwd')",
     ],
 )  # fmt: skip

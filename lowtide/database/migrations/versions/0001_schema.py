@@ -156,7 +156,7 @@ CREATE TABLE upload_parts (
 CREATE INDEX upload_parts_of_upload ON upload_parts (upload_id);
 {_isolated("upload_parts")}
 GRANT SELECT, INSERT ON upload_parts TO lowtide_api;
-GRANT SELECT ON upload_parts TO lowtide_worker, lowtide_operator;
+GRANT SELECT ON upload_parts TO lowtide_operator;
 """
 
 BATCHES = f"""
