@@ -1,4 +1,4 @@
-"""`POST /v1/files` and `DELETE /v1/files/{id}`."""
+"""`POST /v1/files`, `DELETE /v1/files/{id}`, and `POST /v1/uploads…`."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ class Area(StrEnum):
     """The parts of the API, in the order of the page."""
 
     FILES = "Files"
+    UPLOADS = "Uploads in parts"
     CONTENT = "File content"
     BATCHES = "Batches"
     INPUT = "Input files"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from openai.types import Batch, FileObject, Model
+from openai.types import Batch, FileObject, Model, Upload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +20,17 @@ FILE = {
     "purpose",
     "status",
     "status_details",
+}
+UPLOAD = {
+    "id",
+    "object",
+    "bytes",
+    "created_at",
+    "expires_at",
+    "filename",
+    "purpose",
+    "status",
+    "file",
 }
 TIMES = (
     "created_at",
@@ -87,6 +98,15 @@ def check_file(raw: Mapping[str, Any]) -> FileObject:
     assert set(raw) == FILE
     assert raw["object"] == "file"
     return FileObject.model_validate(raw, strict=True)
+
+
+def check_upload(raw: Mapping[str, Any]) -> Upload:
+    """Assert that this is an Upload object, and return it as OpenAI's type."""
+    assert set(raw) == UPLOAD
+    assert raw["object"] == "upload"
+    if raw["file"] is not None:
+        check_file(raw["file"])
+    return Upload.model_validate(raw, strict=True)
 
 
 def check_batch(raw: Mapping[str, Any]) -> Batch:

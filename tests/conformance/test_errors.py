@@ -26,12 +26,17 @@ if TYPE_CHECKING:
 
 FILE = "/v1/files/file-" + "0" * 32
 BATCH = "/v1/batches/batch_" + "0" * 32
+UPLOAD = "/v1/uploads/upload_" + "0" * 32
 CALLS = [
     ("GET", "/v1/files"),
     ("POST", "/v1/files"),
     ("GET", FILE),
     ("GET", f"{FILE}/content"),
     ("DELETE", FILE),
+    ("POST", "/v1/uploads"),
+    ("POST", f"{UPLOAD}/parts"),
+    ("POST", f"{UPLOAD}/complete"),
+    ("POST", f"{UPLOAD}/cancel"),
     ("GET", "/v1/batches"),
     ("POST", "/v1/batches"),
     ("GET", BATCH),
@@ -53,6 +58,8 @@ WRONG_METHODS = [
     ("POST", FILE, "DELETE, GET, HEAD"),
     ("DELETE", "/v1/batches", "GET, HEAD, POST"),
     ("PATCH", BATCH, "GET, HEAD"),
+    ("GET", "/v1/uploads", "POST"),
+    ("GET", f"{UPLOAD}/cancel", "POST"),
     ("POST", "/v1/models", "GET, HEAD"),
 ]
 

@@ -221,14 +221,3 @@ def test_other_purposes_are_refused(official: Official, purpose: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         official(lambda client: client.files.create(file=b"{}", purpose=purpose))
     assert (refused.value.code, refused.value.param) == ("invalid_purpose", "purpose")
-
-
-@proves(Area.FILES, "`uploads`: an upload in parts", supported=False)
-def test_upload_in_parts_is_refused(official: Official) -> None:
-    with pytest.raises(openai.APIStatusError) as refused:
-        official(
-            lambda client: client.uploads.create(
-                bytes=1, filename="a", mime_type="application/jsonl", purpose="batch"
-            )
-        )
-    assert refused.value.status_code in {404, 405}

@@ -12,13 +12,19 @@ from hypothesis import strategies as st
 from lowtide.core.ids import (
     BatchId,
     FileId,
+    PartId,
+    UploadId,
     derived_file_id,
     format_batch_id,
     format_file_id,
+    format_part_id,
     format_request_id,
+    format_upload_id,
     parse_batch_id,
     parse_file_id,
+    parse_part_id,
     parse_request_id,
+    parse_upload_id,
     uuid7,
 )
 
@@ -29,6 +35,8 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 def test_ids_survive_a_round_trip(value: uuid.UUID) -> None:
     assert parse_batch_id(format_batch_id(BatchId(value))) == value
     assert parse_file_id(format_file_id(FileId(value))) == value
+    assert parse_upload_id(format_upload_id(UploadId(value))) == value
+    assert parse_part_id(format_part_id(PartId(value))) == value
 
 
 @given(st.uuids(), st.integers(1, 2**31 - 1))
