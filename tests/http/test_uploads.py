@@ -486,6 +486,22 @@ def test_expired_upload_takes_no_part_and_its_parts_are_deleted(api: Api, world:
     assert world.rows("SELECT 1 FROM orphan_objects") == []
 
 
+def test_upload_that_expires_during_its_completion_is_completed(
+    api: Api, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = _create(api)
+    ids = _parts(api, created["id"], LINES)
+    stream = ObstoreObjects.stream
+
+    def slowly(self: ObstoreObjects, key: str) -> Iterator[bytes]:
+        _age(world, HOUR / len(LINES) + 1)
+        _sweep(api, world)
+        return stream(self, key)
+
+    monkeypatch.setattr(ObstoreObjects, "stream", slowly)
+    assert _complete(api, created["id"], ids).json["status"] == "completed"
+
+
 def test_old_uploads_are_forgotten_in_portions(api: Api, world: World) -> None:
     for _ in range(3):
         _parts(api, _create(api)["id"], LINES[:2])
