@@ -57,10 +57,9 @@ def test_client_uploads_file_in_chunks(
 ) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(CONTENT)
-    source: dict[str, Any] = {
-        "bytes": {"file": CONTENT, "filename": path.name, "bytes": len(CONTENT)},
-        "path": {"file": path},
-    }[kind]
+    source: dict[str, Any] = {"file": path}
+    if kind == "bytes":
+        source = {"file": CONTENT, "filename": path.name, "bytes": len(CONTENT)}
     upload = official(
         lambda client: client.uploads.upload_file_chunked(
             **source, mime_type="application/jsonl", purpose="batch", part_size=PART_SIZE, md5=MD5
