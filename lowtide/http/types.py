@@ -21,6 +21,8 @@ MetadataKey = Annotated[str, Meta(max_length=64)]
 MetadataValue = Annotated[str, Meta(max_length=512)]
 InputFileId = Annotated[str, Meta(extra_json_schema={"pattern": "^file-[0-9a-f]{32}$"})]
 Window = Annotated[str, Meta(extra_json_schema={"pattern": "^[1-9][0-9]{0,4}[mhd]$"})]
+# JSON Schema's integers include 7.0.
+WholeNumber = Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0, multiple_of=1)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)]
 
 BatchStatus = Literal[
@@ -469,7 +471,7 @@ class ExpiresAfter(msgspec.Struct):
 class CreateUpload(msgspec.Struct, kw_only=True):
     """The file to be uploaded in parts; `bytes` is its size, `expires_after` its expiry."""
 
-    size: Annotated[int, Meta(ge=0)] = field(name="bytes")
+    size: WholeNumber = field(name="bytes")
     filename: str
     mime_type: str
     purpose: Annotated[str, Meta(extra_json_schema={"enum": ["batch"]})]

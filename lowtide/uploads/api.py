@@ -54,7 +54,7 @@ def create_upload(call: Call) -> Response:
     upload = call.services.uploads.create(
         call.tenant,
         filename=body.filename,
-        size=body.size,
+        size=int(body.size),
         purpose=body.purpose,
         file_expires_after=None if expiry is None else expiry.seconds,
     )

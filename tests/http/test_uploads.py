@@ -200,7 +200,8 @@ def test_wrong_md5_makes_no_file_and_can_be_corrected(api: Api, world: World) ->
         pytest.param({"bytes": MAX_FILE_BYTES + 1}, 413, "bytes", id="too large"),
         pytest.param({"bytes": 10**30}, 413, "bytes", id="much too large"),
         pytest.param({"bytes": -1}, 400, "bytes", id="negative"),
-        pytest.param({"bytes": "7"}, 400, "bytes", id="no integer"),
+        pytest.param({"bytes": "7"}, 400, "bytes", id="no number"),
+        pytest.param({"bytes": 7.5}, 400, "bytes", id="no integer"),
         pytest.param({"bytes": None}, 400, "bytes", id="no size"),
         pytest.param({"filename": None}, 400, "filename", id="no filename"),
         pytest.param({"mime_type": 1}, 400, "mime_type", id="wrong mime type"),
@@ -219,8 +220,11 @@ def test_invalid_upload_is_refused(
     assert _rows(world, "SELECT 1 FROM uploads") == []
 
 
-def test_upload_of_max_size_is_accepted(api: Api) -> None:
-    assert _create(api, MAX_FILE_BYTES)["status"] == "pending"
+@pytest.mark.parametrize("number", [int, float])
+def test_upload_of_max_size_is_accepted(api: Api, number: Any) -> None:
+    created = _create(api, number(MAX_FILE_BYTES))
+    assert (created["status"], created["bytes"]) == ("pending", MAX_FILE_BYTES)
+    assert isinstance(created["bytes"], int)
 
 
 @pytest.mark.parametrize(
@@ -244,15 +248,19 @@ def test_invalid_part_is_refused_and_leaves_nothing(
     assert _rows(world, "SELECT 1 FROM upload_parts") == []
 
 
-@pytest.mark.parametrize("excess", [1, 100_000], ids=["a byte", "known before it is read"])
+@pytest.mark.parametrize(
+    ("excess", "said"),
+    [(1, "The part is larger"), (100_000, "The data is larger")],
+    ids=["a byte", "known before it is read"],
+)
 def test_part_has_a_largest_size(
-    api: Api, world: World, monkeypatch: pytest.MonkeyPatch, excess: int
+    api: Api, world: World, monkeypatch: pytest.MonkeyPatch, excess: int, said: str
 ) -> None:
     monkeypatch.setattr("lowtide.uploads.service.MAX_PART_BYTES", 1000)
     monkeypatch.setattr("lowtide.uploads.api.MAX_PART_BYTES", 1000)
     created = _create(api)
     message = _error(_add(api, created["id"], b"x" * (1000 + excess)), 413, "data")
-    assert "1000 bytes" in message
+    assert message.startswith(f"{said} than 1000 bytes")
     assert api.object_keys() == set()
     assert _rows(world, "SELECT 1 FROM upload_parts") == []
     assert _add(api, created["id"], b"x" * 1000).status_code == 200
