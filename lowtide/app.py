@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from lowtide.core.pools import Pool
     from lowtide.events.model import EventSink
-    from lowtide.objects.store import ObstoreObjects
+    from lowtide.objects.joined import JoinedObjects
     from lowtide.pipeline.finalize import Finalizer
     from lowtide.pipeline.split import Splitter
     from lowtide.scheduler.pauses import Pools
@@ -123,14 +123,15 @@ class App:
         )
 
     @cached_property
-    def objects(self) -> ObstoreObjects:
+    def objects(self) -> JoinedObjects:
         """The object store; raises ValueError if its URL is not set or not supported."""
+        from lowtide.objects.joined import JoinedObjects
         from lowtide.objects.store import ObstoreObjects
 
         url = self.settings.object_store_url
         if not url:
             raise ValueError("LOWTIDE_OBJECT_STORE_URL is not set: see docs/settings.md.")
-        return ObstoreObjects(url)
+        return JoinedObjects(ObstoreObjects(url))
 
     @cached_property
     def callers(self) -> Authenticator:

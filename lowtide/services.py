@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lowtide.events.publisher import Publisher
     from lowtide.explain.service import Explainer
     from lowtide.files.service import Files
-    from lowtide.objects.store import ObstoreObjects
+    from lowtide.objects.joined import JoinedObjects
     from lowtide.planning.demand import Capacity, PoolScale
     from lowtide.reruns.service import Reruns
     from lowtide.search.service import Search
@@ -92,7 +92,7 @@ class Services:
         self,
         settings: Settings,
         database: Engine,
-        objects: Callable[[], ObstoreObjects],
+        objects: Callable[[], JoinedObjects],
         publisher: Publisher,
         tracer: Tracer,
     ) -> None:

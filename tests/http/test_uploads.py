@@ -428,7 +428,7 @@ def test_completion_that_lost_its_parts_to_another_returns_its_file(
     stream = ObstoreObjects.stream
     answers: list[Any] = []
 
-    def other_first(self: ObstoreObjects, key: str) -> Iterator[bytes]:
+    def other_first(self: ObstoreObjects, key: str, *_: int | None) -> Iterator[bytes]:
         monkeypatch.setattr(ObstoreObjects, "stream", stream)
         answers.append(_complete(api, created["id"], ids).json)
         _sweep(api, world)
@@ -501,7 +501,7 @@ def test_upload_that_expires_during_its_completion_is_completed(
     ids = _parts(api, created["id"], LINES)
     stream = ObstoreObjects.stream
 
-    def slowly(self: ObstoreObjects, key: str) -> Iterator[bytes]:
+    def slowly(self: ObstoreObjects, key: str, *_: int | None) -> Iterator[bytes]:
         _age(world, HOUR / len(LINES) + 1)
         _sweep(api, world)
         return stream(self, key)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 READABLE_BY_API = (
     "files", "batches", "requests", "queue", "claims", "results", "tallies", "request_events",
     "dead_letters", "outbox", "orphan_objects", "request_states", "batch_states", "batch_terms",
-    "custom_ids", "search_backlog", "uploads", "upload_parts",
+    "custom_ids", "search_backlog", "uploads", "upload_parts", "segments",
 )  # fmt: skip
 # Workers do not read it; test_usage.py tests it.
 READABLE_BY_API_ALONE = "request_rates"
@@ -59,6 +59,12 @@ def _fill(world: World, tenant: TenantId) -> None:
         "INSERT INTO orphan_objects VALUES (:key, :tenant, now())", key=str(tenant), tenant=tenant
     )
     _upload(world, tenant)
+    world.run(
+        "INSERT INTO segments (batch_id, number, tenant_id, first_line, lines, index_start, index_end) "
+        "VALUES (:batch, 1, :tenant, 1, 8, 0, 0)",
+        batch=batch,
+        tenant=tenant,
+    )
     # The delay keeps these requests from being claimed while the other tenant is filled.
     world.run("UPDATE queue SET available_at = now() + interval '1 h'")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
+from lowtide.database.migrations.isolation import isolated
+
 revision = "0001"
 down_revision = None
 
@@ -12,18 +14,6 @@ ROLES = ("lowtide_api", "lowtide_worker", "lowtide_operator", "lowtide_autoscale
 # A process is ready only once it sees the revision that it needs.
 REVISION = """
 GRANT SELECT ON alembic_version TO lowtide_api, lowtide_worker, lowtide_operator;
-"""
-
-
-def _isolated(table: str, column: str = "tenant_id") -> str:
-    """Return statements that show `lowtide_api` only the rows of the tenant it acts for."""
-    return f"""
-ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;
-ALTER TABLE {table} FORCE ROW LEVEL SECURITY;
-CREATE POLICY own_tenant ON {table} TO lowtide_api
-  USING ({column} = nullif(current_setting('lowtide.tenant', true), '')::uuid);
-CREATE POLICY every_tenant ON {table}
-  TO lowtide_worker, lowtide_operator, lowtide_autoscaler USING (true);
 """
 
 
@@ -39,7 +29,7 @@ CREATE TABLE tenants (
   max_queued_lines integer CHECK (max_queued_lines > 0),
   max_running_lines integer CHECK (max_running_lines > 0)
 );
-{_isolated("tenants", "id")}
+{isolated("tenants", "id")}
 -- The owner creates tenants and keys and runs authenticate(), and FORCE binds the owner too.
 CREATE POLICY owner ON tenants TO CURRENT_USER USING (true);
 GRANT SELECT (id, name, max_requests_per_minute, max_active_batches, max_queued_lines,
@@ -61,7 +51,7 @@ CREATE TABLE api_keys (
 );
 CREATE INDEX api_keys_newest ON api_keys (created_at DESC, id DESC);
 CREATE INDEX api_keys_of_tenant ON api_keys (tenant_id, created_at DESC, id DESC);
-{_isolated("api_keys")}
+{isolated("api_keys")}
 CREATE POLICY owner ON api_keys TO CURRENT_USER USING (true);
 GRANT SELECT, INSERT, UPDATE ON api_keys TO lowtide_operator;
 
@@ -72,7 +62,7 @@ CREATE UNLOGGED TABLE request_rates (
   used double precision NOT NULL,
   at timestamptz NOT NULL
 ) WITH (fillfactor = 50);
-{_isolated("request_rates")}
+{isolated("request_rates")}
 CREATE POLICY owner ON request_rates TO CURRENT_USER USING (true);
 GRANT SELECT ON request_rates TO lowtide_api, lowtide_operator;
 """
@@ -99,7 +89,7 @@ CREATE TABLE files (
 );
 CREATE INDEX files_newest ON files (tenant_id, id DESC);
 CREATE INDEX files_expiring ON files (expires_at) WHERE expires_at IS NOT NULL;
-{_isolated("files")}
+{isolated("files")}
 -- The owner runs open_work(), and FORCE binds the owner too.
 CREATE POLICY owner ON files FOR SELECT TO CURRENT_USER USING (true);
 GRANT SELECT, INSERT, UPDATE, DELETE ON files TO lowtide_api, lowtide_worker;
@@ -113,50 +103,9 @@ CREATE TABLE orphan_objects (
   due_at timestamptz NOT NULL
 );
 CREATE INDEX orphan_objects_due ON orphan_objects (due_at);
-{_isolated("orphan_objects")}
+{isolated("orphan_objects")}
 GRANT SELECT, INSERT, DELETE ON orphan_objects TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON orphan_objects TO lowtide_worker;
--- The end of an upload in parts makes the objects of its parts due.
-GRANT UPDATE (due_at) ON orphan_objects TO lowtide_api;
-"""
-
-UPLOADS = f"""
--- Uploads in parts. After expires_at, one that is pending is expired; a day later its row goes. A
--- completed one keeps its file's id, though the file may be deleted, and its parts in their order.
-CREATE TABLE uploads (
-  id uuid PRIMARY KEY,
-  tenant_id uuid NOT NULL REFERENCES tenants (id),
-  filename text NOT NULL,
-  bytes bigint NOT NULL,
-  file_expires_after integer,
-  status text NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'completed', 'cancelled')),
-  created_at timestamptz NOT NULL,
-  expires_at timestamptz NOT NULL,
-  file_id uuid,
-  part_ids uuid[],
-  CONSTRAINT uploads_completed CHECK (
-    (status = 'completed') = (file_id IS NOT NULL) AND (file_id IS NULL) = (part_ids IS NULL))
-);
-CREATE INDEX uploads_expiring ON uploads (expires_at);
-{_isolated("uploads")}
-GRANT SELECT, INSERT, UPDATE ON uploads TO lowtide_api;
-GRANT SELECT ON uploads TO lowtide_operator;
-GRANT SELECT, DELETE ON uploads TO lowtide_worker;
-
--- The object of a part is in orphan_objects before its first byte is written, until it is deleted.
-CREATE TABLE upload_parts (
-  id uuid PRIMARY KEY,
-  upload_id uuid NOT NULL REFERENCES uploads (id) ON DELETE CASCADE,
-  tenant_id uuid NOT NULL,
-  bytes bigint NOT NULL,
-  checksum integer NOT NULL,
-  object_key text NOT NULL,
-  created_at timestamptz NOT NULL
-);
-CREATE INDEX upload_parts_of_upload ON upload_parts (upload_id);
-{_isolated("upload_parts")}
-GRANT SELECT, INSERT ON upload_parts TO lowtide_api;
-GRANT SELECT ON upload_parts TO lowtide_operator;
 """
 
 BATCHES = f"""
@@ -233,7 +182,7 @@ CREATE INDEX batches_urgent_first ON batches ((CASE WHEN status IN (
 CREATE INDEX batches_ended_of_tenant
   ON batches (tenant_id, (coalesce(completed_at, failed_at, expired_at, cancelled_at)))
   WHERE status IN ('completed', 'failed', 'expired', 'cancelled');
-{_isolated("batches")}
+{isolated("batches")}
 -- The owner runs open_work(), and FORCE binds the owner too.
 CREATE POLICY owner ON batches FOR SELECT TO CURRENT_USER USING (true);
 GRANT SELECT, INSERT, UPDATE ON batches TO lowtide_api, lowtide_operator;
@@ -252,7 +201,7 @@ CREATE TABLE requests (
   checksum integer,
   PRIMARY KEY (batch_id, line)
 );
-{_isolated("requests")}
+{isolated("requests")}
 GRANT SELECT ON requests TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON requests TO lowtide_worker;
 
@@ -272,7 +221,7 @@ CREATE TABLE queue (
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 -- A claim reads the requests of one batch in one pool in the order in which they became available.
 CREATE INDEX queue_claim ON queue (pool, batch_id, available_at, line);
-{_isolated("queue")}
+{isolated("queue")}
 -- The owner runs open_work(), and FORCE binds the owner too.
 CREATE POLICY owner ON queue FOR SELECT TO CURRENT_USER USING (true);
 GRANT SELECT, DELETE ON queue TO lowtide_api, lowtide_operator;
@@ -297,7 +246,7 @@ CREATE TABLE claims (
   autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, fillfactor = 90
 );
 CREATE INDEX claims_of_pool ON claims (pool, tenant_id);
-{_isolated("claims")}
+{isolated("claims")}
 GRANT SELECT ON claims TO lowtide_api, lowtide_operator, lowtide_autoscaler;
 GRANT SELECT, INSERT, UPDATE, DELETE ON claims TO lowtide_worker;
 
@@ -325,7 +274,7 @@ CREATE TABLE results (
   PRIMARY KEY (batch_id, line)
 );
 CREATE INDEX results_failed ON results (batch_id, line) WHERE NOT succeeded;
-{_isolated("results")}
+{isolated("results")}
 GRANT SELECT ON results TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON results TO lowtide_worker;
 
@@ -350,7 +299,7 @@ CREATE TABLE tallies (
   reasoning_tokens bigint NOT NULL DEFAULT 0,
   PRIMARY KEY (batch_id, pool, lease_id)
 ) WITH (fillfactor = 70);
-{_isolated("tallies")}
+{isolated("tallies")}
 -- The owner runs open_work(), and FORCE binds the owner too.
 CREATE POLICY owner ON tallies FOR SELECT TO CURRENT_USER USING (true);
 GRANT SELECT ON tallies TO lowtide_api, lowtide_operator;
@@ -367,7 +316,7 @@ CREATE TABLE batch_terms (
   PRIMARY KEY (batch_id, field)
 );
 CREATE INDEX batch_terms_by_value ON batch_terms (tenant_id, value, batch_id DESC);
-{_isolated("batch_terms")}
+{isolated("batch_terms")}
 GRANT SELECT, INSERT ON batch_terms TO lowtide_api, lowtide_operator;
 
 -- The custom_ids of requests, sorted. An index on requests would cost a split a fifth to a third of
@@ -380,7 +329,7 @@ CREATE TABLE custom_ids (
   custom_id text COLLATE "C" NOT NULL
 );
 CREATE INDEX custom_ids_sorted ON custom_ids (tenant_id, custom_id, batch_id DESC);
-{_isolated("custom_ids")}
+{isolated("custom_ids")}
 GRANT SELECT ON custom_ids TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT ON custom_ids TO lowtide_worker;
 
@@ -388,7 +337,7 @@ CREATE TABLE search_backlog (
   batch_id uuid PRIMARY KEY,
   tenant_id uuid NOT NULL
 );
-{_isolated("search_backlog")}
+{isolated("search_backlog")}
 GRANT SELECT ON search_backlog TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON search_backlog TO lowtide_worker;
 """
@@ -455,7 +404,7 @@ CREATE INDEX dead_letters_of_batch ON dead_letters (batch_id, at DESC, line DESC
 CREATE INDEX dead_letters_in_order ON dead_letters (tenant_id, batch_id, line);
 CREATE INDEX dead_letters_by_requeue_key ON dead_letters (tenant_id, requeue_key)
   WHERE requeue_key IS NOT NULL;
-{_isolated("dead_letters")}
+{isolated("dead_letters")}
 GRANT SELECT ON dead_letters TO lowtide_api, lowtide_operator;
 GRANT UPDATE (state, requeued_as, ended_at, actor, requeue_key, requeue_digest) ON dead_letters
   TO lowtide_api, lowtide_operator;
@@ -492,7 +441,7 @@ CREATE TABLE outbox (
   next_at timestamptz NOT NULL DEFAULT now() + interval '5 seconds'
 );
 CREATE INDEX outbox_due ON outbox (next_at);
-{_isolated("outbox")}
+{isolated("outbox")}
 GRANT SELECT, INSERT, DELETE ON outbox TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox TO lowtide_worker;
 
@@ -516,7 +465,7 @@ CREATE TABLE request_events (
 CREATE INDEX request_events_of_batch ON request_events (batch_id, line, id);
 CREATE INDEX request_events_notes ON request_events (batch_id, id DESC)
   WHERE kind IN ('interrupted', 'escalated', 'revoked', 'returned', 'at_risk', 'on_track');
-{_isolated("request_events")}
+{isolated("request_events")}
 GRANT SELECT ON request_events TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON request_events TO lowtide_worker;
 """
@@ -615,7 +564,7 @@ CREATE TABLE audit_log (
 CREATE INDEX audit_log_by_actor ON audit_log (actor, id DESC);
 CREATE INDEX audit_log_by_action ON audit_log (action, id DESC);
 CREATE INDEX audit_log_of_tenant ON audit_log (tenant_id, id DESC);
-{_isolated("audit_log")}
+{isolated("audit_log")}
 GRANT INSERT ON audit_log TO lowtide_api;
 GRANT SELECT, INSERT ON audit_log TO lowtide_operator;
 -- The scheduler may delete old entries only: even the scheduler cannot hide what was done in the
@@ -846,7 +795,6 @@ SCHEMA = (
     REVISION,
     TENANTS,
     FILES,
-    UPLOADS,
     BATCHES,
     QUEUE,
     SEARCH,
