@@ -88,7 +88,9 @@ def partition(worker: Engine, days: int) -> None:
     """Make partitions of as many days as a database has after a month, in the days to come."""
     with worker.begin() as connection:
         connection.execute(
-            text("SELECT make_partitions(first_id(current_date + n)) FROM generate_series(1, :days - 1) n"),
+            text(
+                "SELECT make_partitions(first_id(current_date + n)) FROM generate_series(1, :days - 1) n"
+            ),
             {"days": days},
         )
 

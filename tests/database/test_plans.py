@@ -18,7 +18,7 @@ from lowtide.planning.escalation import Move
 from lowtide.queue import claiming, draining
 from lowtide.queue import store as queue_store
 from lowtide.scheduler import plan
-from tests.plans import plan_nodes
+from tests.plans import analyzed, plan_nodes
 from tests.worlds import World, emptied
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def loaded(shared_database: Database) -> World:
     ):
         world.run(statement, **values)
     with shared_database.engine("owner").begin() as connection:
-        connection.execute(text(f"ANALYZE {', '.join(sorted(BIG))}"))
+        connection.execute(text(f"ANALYZE {analyzed(connection, BIG)}"))
     return world
 
 
@@ -106,7 +106,16 @@ def test_claim_walks_its_index(loaded: World, lines: int, tenants: int) -> None:
         for row in loaded.rows("SELECT DISTINCT batch_id FROM queue LIMIT 6")
     ]
     shares = json.dumps([{"lines": lines, "lanes": lanes[n::tenants]} for n in range(tenants)])
-    nodes = plan_nodes(loaded.worker, claiming.TAKE, lease=new_id(), pool="spot", shares=shares)
+    batches = [lane["batch"] for lane in lanes]
+    nodes = plan_nodes(
+        loaded.worker,
+        claiming.TAKE,
+        lease=new_id(),
+        pool="spot",
+        shares=shares,
+        first=min(batches),
+        last=max(batches),
+    )
     assert _scanned(nodes) == set()
     assert {"queue_claim", "requests_pkey", "batches_pkey"} <= _indexes(nodes)
     of_queue = [node for node in nodes if node.get("Relation Name") == "queue"]

@@ -85,6 +85,7 @@ RETENTION = f"""
 -- Seconds after a batch's end until its data ends; NULL takes the installation's setting.
 ALTER TABLE tenants ADD COLUMN batch_retention integer CHECK (batch_retention > 0);
 GRANT SELECT (batch_retention) ON tenants TO lowtide_api;
+GRANT SELECT (batch_id), DELETE ON batch_terms TO lowtide_worker;
 
 -- From data_ended_at on, nobody reads the batch's requests, results, events and dead letters; they
 -- are deleted soon after, which data_deleted records. Closed batches' tallies are folded.
@@ -201,6 +202,9 @@ DECLARE
   table_ text;
   partition text;
 BEGIN
+  IF (SELECT count(to_regclass(t || '_' || suffix)) FROM unnest(ARRAY{list(PARTITIONED)}) t) = {len(PARTITIONED)} THEN
+    RETURN 0;
+  END IF;
   known := ARRAY(SELECT parent FROM data_partitions WHERE coalesce(low <= batch, true) AND batch < high);
   IF cardinality(known) = {len(PARTITIONED)} THEN
     RETURN 0;
@@ -269,7 +273,9 @@ def _partition_tables() -> None:
         )
         .one()
     )
-    op.execute("DROP VIEW request_states, batch_states; DROP TRIGGER name_http_error ON dead_letters")
+    op.execute(
+        "DROP VIEW request_states, batch_states; DROP TRIGGER name_http_error ON dead_letters"
+    )
     for table in PARTITIONED:
         op.execute(f"""
 ALTER TABLE {table} RENAME TO {table}_{suffix};
@@ -298,7 +304,9 @@ ALTER TABLE request_events_{suffix} ALTER COLUMN id DROP IDENTITY;
             f"ALTER TABLE {table} ATTACH PARTITION {table}_{suffix} "
             f"FOR VALUES FROM (MINVALUE) TO ('{high}')"
         )
-    op.execute(f"SELECT make_partitions(first_id('{day}'::date + n)) FROM generate_series(1, {_DAYS_AHEAD}) n")
+    op.execute(
+        f"SELECT make_partitions(first_id('{day}'::date + n)) FROM generate_series(1, {_DAYS_AHEAD}) n"
+    )
 
 
 VIEWS = """
