@@ -51,8 +51,7 @@ LANES_A_TENANT = 100
 # KEY SHARE on the worker's row: a lease cannot be reaped while it claims, nor claim once it was
 # reaped, nor while its pool is paused. A tenant's share comes from its lanes in order, each from
 # its mark on. The ARRAY form keeps the plan a Tid Scan whatever the estimates, and OFFSET 0 keeps
-# the last join a lookup of each request by key; the range of batches leaves out partitions before
-# the statement starts. One row per batch is returned: the driver would
+# the last join a lookup of each request by key. One row per batch is returned: the driver would
 # take longer to read a row per request than the server takes to find it.
 TAKE = """
 WITH lease AS MATERIALIZED (
@@ -88,8 +87,7 @@ SELECT t.batch_id, b.endpoint, b.model, b.input_key, b.tenant_id, b.traceparent,
 FROM taken t
 JOIN batches b ON b.id = t.batch_id
 CROSS JOIN LATERAL (
-  SELECT start, length, checksum FROM requests
-  WHERE batch_id = t.batch_id AND line = t.line AND batch_id BETWEEN :first AND :last OFFSET 0) r
+  SELECT start, length, checksum FROM requests WHERE batch_id = t.batch_id AND line = t.line OFFSET 0) r
 GROUP BY t.batch_id, b.id
 """
 _TAKE = hot(TAKE)
@@ -280,13 +278,10 @@ class Claiming:
             }
             for share in shares
         ]
-        batches = [lane.batch for share in shares for lane in share.lanes]
         parameters = {
             "lease": lease,
             "pool": self._pool.value,
             "shares": _encode(payload).decode(),
-            "first": min(batches),
-            "last": max(batches),
         }
         return connection.execute(_TAKE, parameters).all()
 

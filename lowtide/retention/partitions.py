@@ -77,13 +77,14 @@ class PartitionStore:
 
     def drop(self, name: str) -> bool:
         """Drop a partition; return False if it is in use, to be tried again."""
-        try:
-            with begin(self._engine) as connection:
+        with begin(self._engine) as connection:
+            try:
                 return bool(connection.execute(_DROP, {"name": name}).scalar_one())
-        except DBAPIError as error:
-            if sqlstate(error) in _POSTPONED:
+            except DBAPIError as error:
+                if sqlstate(error) not in _POSTPONED:
+                    raise
+                connection.rollback()
                 return False
-            raise
 
     def gaps(self) -> Sequence[Range]:
         """Return the ranges of ids for which there is no partition."""

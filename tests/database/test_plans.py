@@ -106,16 +106,7 @@ def test_claim_walks_its_index(loaded: World, lines: int, tenants: int) -> None:
         for row in loaded.rows("SELECT DISTINCT batch_id FROM queue LIMIT 6")
     ]
     shares = json.dumps([{"lines": lines, "lanes": lanes[n::tenants]} for n in range(tenants)])
-    batches = [lane["batch"] for lane in lanes]
-    nodes = plan_nodes(
-        loaded.worker,
-        claiming.TAKE,
-        lease=new_id(),
-        pool="spot",
-        shares=shares,
-        first=min(batches),
-        last=max(batches),
-    )
+    nodes = plan_nodes(loaded.worker, claiming.TAKE, lease=new_id(), pool="spot", shares=shares)
     assert _scanned(nodes) == set()
     assert {"queue_claim", "requests_pkey", "batches_pkey"} <= _indexes(nodes)
     of_queue = [node for node in nodes if node.get("Relation Name") == "queue"]

@@ -183,13 +183,7 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     ),
     "claim 50": (
         claiming.TAKE,
-        lambda load: {
-            "lease": LEASE,
-            "pool": "spot",
-            "shares": _shares(load),
-            "first": load.batch,
-            "last": load.batch,
-        },
+        lambda load: {"lease": LEASE, "pool": "spot", "shares": _shares(load)},
         1500,
     ),
     "unseen claims": (str(claiming._UNCONFIRMED), lambda _: {"lease": LEASE, "since": None}, 1000),

@@ -100,7 +100,7 @@ def claim_parameters(requests: int, line: int = 0) -> dict[str, object]:
     at = "-infinity" if not line else "2020-01-01"
     lanes = [{"batch": NEW, "at": at, "line": line}]
     shares = json.dumps([{"lines": requests, "lanes": lanes}])
-    return {"lease": LEASE, "pool": "spot", "shares": shares, "first": NEW, "last": NEW}
+    return {"lease": LEASE, "pool": "spot", "shares": shares}
 
 
 def test_lane_query_reads_few_rows(stale: Database) -> None:
