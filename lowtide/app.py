@@ -163,7 +163,7 @@ class App:
         from lowtide.pipeline.finalize import Finalizer
 
         return Finalizer(
-            FinalStore(self.database),
+            FinalStore(self.database, data_kept=self.settings.batch_retention),
             self.objects,
             self.publisher,
             new_id=new_id,

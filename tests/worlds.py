@@ -154,7 +154,7 @@ class World:
         self.files = FileStore(self.api)
         self.batches = BatchStore(self.api)
         self.splits = SplitStore(self.worker)
-        self.finals = FinalStore(self.worker)
+        self.finals = FinalStore(self.worker, data_kept=30 * 86_400)
         self.outbox = Outbox(self.worker)
         self.indexer = SearchIndexer(self.worker)
 
