@@ -35,6 +35,8 @@ from tests.worlds import Running, World, together
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from sqlalchemy import TextClause
+
     from tests.conftest import Database
 
 MAKE = text("SELECT make_partitions(:batch)")
@@ -141,7 +143,7 @@ def test_partition_of_today_is_not_dropped(days: World, days_ago: int) -> None:
 
 @pytest.mark.parametrize("role", ["api", "operator"])
 @pytest.mark.parametrize("call", [DROP, MAKE], ids=["drop", "make"])
-def test_only_the_worker_changes_partitions(days: World, role: str, call: object) -> None:
+def test_only_the_worker_changes_partitions(days: World, role: str, call: TextClause) -> None:
     with days.database.engine(role).connect() as connection, pytest.raises(DBAPIError) as refused:
         connection.execute(call, {"name": "x", "batch": new_id()})
     assert sqlstate(refused.value) == "42501"

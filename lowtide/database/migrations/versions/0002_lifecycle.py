@@ -104,7 +104,7 @@ CREATE INDEX batches_data_of_tenant ON batches (tenant_id, ({_END}))
 CREATE INDEX batches_data_with_own_end ON batches (
     (({_END} AT TIME ZONE 'UTC') + make_interval(secs => output_expires_after)))
   WHERE data_ended_at IS NULL AND output_expires_after IS NOT NULL AND {_ENDED};
-"""
+"""  # noqa: S608
 
 PARTITIONED = ("requests", "results", "custom_ids", "request_events", "dead_letters")
 # Each index of a partition has its parent's name and the day.
@@ -256,7 +256,7 @@ END $$;
 REVOKE ALL ON FUNCTION name_indexes(regclass, text), make_partitions(uuid), drop_partition(text)
   FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION make_partitions(uuid), drop_partition(text) TO lowtide_worker;
-"""
+"""  # noqa: S608
 _DAYS_AHEAD = 3
 
 
@@ -289,7 +289,7 @@ DROP POLICY own_tenant ON {table}_{suffix};
 DROP POLICY every_tenant ON {table}_{suffix};
 CREATE TABLE {table} (LIKE {table}_{suffix} INCLUDING ALL EXCLUDING IDENTITY EXCLUDING INDEXES)
   PARTITION BY RANGE (batch_id);
-""")
+""")  # noqa: S608
     op.execute(f"""
 ALTER TABLE request_events_{suffix} DROP CONSTRAINT request_events_pkey_{suffix},
   ADD CONSTRAINT request_events_pkey_{suffix} PRIMARY KEY (batch_id, id);
@@ -305,7 +305,7 @@ ALTER TABLE request_events_{suffix} ALTER COLUMN id DROP IDENTITY;
             f"FOR VALUES FROM (MINVALUE) TO ('{high}')"
         )
     op.execute(
-        f"SELECT make_partitions(first_id('{day}'::date + n)) FROM generate_series(1, {_DAYS_AHEAD}) n"
+        f"SELECT make_partitions(first_id('{day}'::date + n)) FROM generate_series(1, {_DAYS_AHEAD}) n"  # noqa: S608
     )
 
 
