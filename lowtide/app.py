@@ -163,7 +163,7 @@ class App:
         from lowtide.pipeline.finalize import Finalizer
 
         return Finalizer(
-            FinalStore(self.database),
+            FinalStore(self.database, data_kept=self.settings.batch_retention),
             self.objects,
             self.publisher,
             new_id=new_id,
@@ -174,6 +174,9 @@ class App:
     def scheduler(self) -> Scheduler:
         """The scheduler, which runs ticks."""
         from lowtide.queue.rates import RateStore
+        from lowtide.retention.partitions import PartitionStore
+        from lowtide.retention.service import Retention, RetentionRules
+        from lowtide.retention.store import RetentionStore
         from lowtide.scheduler.plan import PlanStore
         from lowtide.scheduler.samples import SampleRecorder
         from lowtide.scheduler.sweep import SweepStore
@@ -195,6 +198,11 @@ class App:
             RateStore(self.database),
             SampleRecorder(self.database),
             SearchIndexer(self.database),
+            Retention(
+                PartitionStore(self.database),
+                RetentionStore(self.database),
+                RetentionRules(settings.batch_retention, settings.record_retention),
+            ),
             self.objects,
             self.publisher,
             rules,

@@ -180,7 +180,11 @@ class Services:
         """The forecaster of batch completion times."""
         from lowtide.batches.forecast import Forecaster, WorkloadStore
 
-        return Forecaster(WorkloadStore(self._database), fleet(self._settings))
+        return Forecaster(
+            WorkloadStore(self._database),
+            fleet(self._settings),
+            data_kept=self._settings.batch_retention,
+        )
 
     @cached_property
     def prices(self) -> Prices:

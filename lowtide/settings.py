@@ -361,6 +361,19 @@ class Settings(BaseSettings):
         ge=3600,
         description="Time that the portal's samples of queues and replicas, one per minute, are kept.",
     )
+    batch_retention: WholeSeconds = Field(
+        default=2_592_000,
+        ge=3600,
+        description="Time after a batch's end until its requests, results, events and dead letters are "
+        "deleted, and its output and error files expire. A tenant may have another, and a batch its "
+        "own `output_expires_after`.",
+    )
+    record_retention: WholeSeconds = Field(
+        default=34_560_000,
+        ge=86_400,
+        description="Time after a batch's end until the batch itself is deleted, with its counts, "
+        "usage and cost.",
+    )
     audit_retention: WholeSeconds = Field(
         default=34_560_000,
         ge=2_592_000,

@@ -32,6 +32,7 @@ from lowtide.queue.claims import Finished
 from lowtide.queue.store import QueueStore
 from lowtide.scheduler.plan import PlanStore
 from lowtide.scheduler.sweep import SweepStore
+from lowtide.search.indexing import SearchIndexer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -153,8 +154,9 @@ class World:
         self.files = FileStore(self.api)
         self.batches = BatchStore(self.api)
         self.splits = SplitStore(self.worker)
-        self.finals = FinalStore(self.worker)
+        self.finals = FinalStore(self.worker, data_kept=30 * 86_400)
         self.outbox = Outbox(self.worker)
+        self.indexer = SearchIndexer(self.worker)
 
     @staticmethod
     def queue_on(engine: Engine, lease_duration: float = 30.0) -> QueueStore:
@@ -321,11 +323,14 @@ def input_lines(count: int) -> list[InputLine]:
     return [InputLine(number, str(number), number * 100, 90) for number in range(1, count + 1)]
 
 
-def done(claim: Claim, *, succeeded: bool = True, body: bytes = b"{}") -> Finished:
+def done(
+    claim: Claim, *, succeeded: bool = True, body: bytes = b"{}", dead_letter: bool = False
+) -> Finished:
     """Return the result of a claimed request: 3 tokens in, 5 out."""
     return Finished(
         claim.batch, claim.line, succeeded=succeeded, attempts=claim.attempts + 1,
         usage=Usage(3, 5), status_code=200 if succeeded else 400, request_id="r", body=body,
+        dead_letter=dead_letter,
     )  # fmt: skip
 
 

@@ -139,6 +139,7 @@ def _extension(batch: Batch) -> types.Extension:
         risk=None if batch.risk is None else _risk(batch.risk),
         deadline=unix(batch.deadline),
         eta=unix_or_none(batch.eta),
+        data_ends_at=unix_or_none(batch.data_ends_at),
         pools={"spot": finished - on_dedicated, "dedicated": on_dedicated},
         interruptions=batch.interruptions,
         retries=batch.retries,

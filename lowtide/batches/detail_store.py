@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from lowtide.batches.model import RequestStatus
+from lowtide.batches.model import RequestStatus, data_ended
 from lowtide.batches.request_store import state_of
 from lowtide.batches.store import batch_of, bound_of
 from lowtide.batches.views import (
@@ -30,6 +30,7 @@ from lowtide.tenants.sign_in import reading_as
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Connection, Engine
@@ -62,6 +63,7 @@ JOIN files f ON f.id = CASE :role WHEN 'input' THEN b.input_file_id
   WHEN 'output' THEN b.output_file_id WHEN 'error' THEN b.error_file_id END
 WHERE b.id = :batch
 """)
+_DATA_ENDED = text("SELECT data_ended_at FROM batches WHERE id = :batch")
 _TENANT = text("SELECT name FROM tenants WHERE id = :tenant")
 _WORKERS = text("SELECT id, name FROM workers WHERE id = ANY(cast(:ids AS uuid[]))")
 # A search by custom_id scans the requests of one batch: an index would cost splits more than these
@@ -155,9 +157,7 @@ class BatchDetailStore:
             if row is None:
                 raise _not_found(batch)
             record = batch_of(row)
-            rows = connection.execute(_NOTES, {"batch": batch, "limit": MAX_NOTES}).all()
-            parameters = {"batch": batch, "most": ERRORS_FROM, "limit": MAX_ERRORS}
-            errors = connection.execute(_ERRORS, parameters).all() if record.failed else []
+            rows, errors = _history(connection, record)
             tenant_name = None
             if scope is None:
                 tenant_name = connection.execute(
@@ -185,7 +185,8 @@ class BatchDetailStore:
     ) -> Sequence[RequestState]:
         """Return up to `limit` requests after line `after`, in input order.
 
-        With `dead_lettered`, only dead letters, whatever the status.
+        With `dead_lettered`, only dead letters, whatever the status. None are left once the data of
+        the batch has ended.
         """
         parameters: dict[str, object] = {"batch": batch, "after": after, "limit": limit}
         if custom_id:
@@ -193,12 +194,17 @@ class BatchDetailStore:
         is_search = bool(custom_id)
         statement = _DEAD_LETTERS[is_search] if dead_lettered else _LINES[status, is_search]
         with reading_as(self._engine, scope) as connection:
+            if _data_ended_at(connection, batch) is not None:
+                return []
             return [state_of(row) for row in connection.execute(statement, parameters)]
 
     def line(self, scope: TenantId | None, batch: BatchId, line: int) -> LineRecord:
         """Return a request with the beginning of its response; raises NotFound."""
         parameters = {"batch": batch, "line": line}
         with reading_as(self._engine, scope) as connection:
+            ended_at = _data_ended_at(connection, batch)
+            if ended_at is not None:
+                raise data_ended(batch, ended_at)
             row = connection.execute(_LINE, parameters).one_or_none()
             if row is None:
                 raise NotFound(f"{format_batch_id(batch)} has no line {line}.", param="line")
@@ -227,6 +233,20 @@ class BatchDetailStore:
             subject = f"{format_batch_id(batch)}: {role} {format_file_id(FileId(row.id))}"
             note(connection, TenantId(row.tenant_id), actor, "files.download", [subject])
             return file_of(row)
+
+
+def _data_ended_at(connection: Connection, batch: BatchId) -> datetime | None:
+    at: datetime | None = connection.execute(_DATA_ENDED, {"batch": batch}).scalar_one_or_none()
+    return at
+
+
+def _history(connection: Connection, batch: Batch) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Return the events and the errors of a batch that still has data."""
+    if batch.data_ended_at is not None:
+        return [], []
+    notes = connection.execute(_NOTES, {"batch": batch.id, "limit": MAX_NOTES}).all()
+    parameters = {"batch": batch.id, "most": ERRORS_FROM, "limit": MAX_ERRORS}
+    return notes, connection.execute(_ERRORS, parameters).all() if batch.failed else []
 
 
 def _not_found(batch: BatchId) -> NotFound:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from lowtide.core.errors import NotFound
+from lowtide.core.ids import format_batch_id
 from lowtide.core.pools import Pool, cost_of
 
 if TYPE_CHECKING:
@@ -147,6 +149,16 @@ class Outcomes:
         return sum(self.of(status) for status, count in OPENAI_COUNTS.items() if count == "failed")
 
 
+def data_ended(batch: BatchId, at: datetime) -> NotFound:
+    """Return the error for what is past a batch's retention."""
+    return NotFound(
+        f"The requests and results of {format_batch_id(batch)} are deleted: their retention ended at "
+        f"{at:%Y-%m-%d %H:%M:%S} UTC. The batch keeps its counts, usage and cost.",
+        param="batch_id",
+        code="data_ended",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class NewBatch:
     """A batch to be created; `output_expires_after` is in seconds, None keeps its files.
@@ -197,6 +209,7 @@ class Batch:
     its creation; `eta` is the expected completion, None if final or unknown; `trace` is the context
     that its work continues; `pool` is the pool in which its requests started. An `expiring` batch
     has missed its deadline; `risk` is the reason of `at_risk`, None unless the scheduler marked it.
+    `retention` is its own, or else its tenant's, in seconds; `data_ends_at` is None until it ends.
     """
 
     id: BatchId
@@ -240,6 +253,14 @@ class Batch:
     pool: Pool = Pool.SPOT
     expiring: bool = False
     risk: Risk | None = None
+    retention: int | None = None
+    data_ended_at: datetime | None = None
+    data_ends_at: datetime | None = None
+
+    def require_data(self) -> None:
+        """Raise NotFound if the data of the batch has ended."""
+        if self.data_ended_at is not None:
+            raise data_ended(self.id, self.data_ended_at)
 
     @property
     def completed(self) -> int:

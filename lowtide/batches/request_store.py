@@ -35,6 +35,10 @@ SHORT_BODY: Final = f"CASE WHEN octet_length(body) <= {LONG_BYTES} THEN body END
 """SQL for the body of a row of `results`, NULL if it is long."""
 IS_LONG: Final = f"coalesce(octet_length(body) > {LONG_BYTES}, false)"
 
+WITH_DATA: Final = """batch_id <> ALL(ARRAY(
+    SELECT id FROM batches WHERE data_ended_at IS NOT NULL AND NOT data_deleted))"""
+"""SQL that leaves out the rows of batches whose data has ended, but is not deleted yet."""
+
 # In characters. For each piece the server decompresses the whole response and counts characters up
 # to the piece, so smaller pieces would be slow.
 _PIECE: Final = 2 << 20

@@ -192,7 +192,7 @@ class Batches:
         cancelled, drained = self._batches.cancel(tenant, batch, event, actor)
         if drained:
             self._publisher.publish([replace(event, trace=cancelled.trace)])
-        return cancelled
+        return self._forecaster.with_eta(cancelled)
 
     def _source(self, tenant: TenantId, file: FileId) -> StoredFile:
         try:
@@ -231,9 +231,9 @@ class Requests:
     ) -> tuple[Sequence[RequestState], bool]:
         """Return up to `limit` requests after line `after`, and whether more follow.
 
-        Raises NotFound for an unknown batch.
+        Raises NotFound for an unknown batch, and for one whose data has ended.
         """
-        self._batches.get(tenant, batch)
+        self._batches.get(tenant, batch).require_data()
         requests = self._requests.page(
             tenant,
             batch,
@@ -251,9 +251,9 @@ class Requests:
         """Return up to `limit` results after `cursor`, and record the download in the audit log.
 
         A page with long bodies has fewer results, and long bodies are omitted. Raises NotFound for
-        an unknown batch.
+        an unknown batch, and for one whose data has ended.
         """
-        self._batches.get(tenant, batch)
+        self._batches.get(tenant, batch).require_data()
         return self._requests.results(tenant, batch, cursor, limit, actor)
 
     def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:

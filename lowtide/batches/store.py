@@ -278,6 +278,10 @@ def batch_of(row: Any) -> Batch:
         trace=trace_of(row),
         pool=Pool(row.start_pool),
         expiring=row.expiring and row.expired_at is None,
+        retention=row.batch_retention
+        if row.output_expires_after is None
+        else row.output_expires_after,
+        data_ended_at=row.data_ended_at,
         risk=_risk(row) if row.at_risk and row.risk_reason is not None else None,
     )
 

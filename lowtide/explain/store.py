@@ -88,9 +88,11 @@ class FactStore:
             row = connection.execute(_BATCH, {"batch": batch}).one_or_none()
             if row is None:
                 raise NotFound(f"Batch {format_batch_id(batch)!r} not found: check the id.")
+            record = batch_of(row)
+            record.require_data()
             # An operator's transaction acts for no tenant until now.
             connection.execute(_ACT_FOR, {"tenant": str(row.tenant_id)})
-            return self._read(connection, batch_of(row), row.running_seconds)
+            return self._read(connection, record, row.running_seconds)
 
     def _read(self, connection: Connection, batch: Batch, running_seconds: float) -> Facts:
         counts = connection.execute(_COUNTS, {"batch": batch.id, "tenant": batch.tenant}).one()

@@ -211,7 +211,8 @@ class Risk(msgspec.Struct, kw_only=True):
 class Extension(msgspec.Struct, kw_only=True):
     """Lowtide's extension to OpenAI's Batch object.
 
-    `eta` is the expected completion, null if the batch is final or it is unknown; `risk` is null
+    `eta` is the expected completion, null if the batch is final or it is unknown; `data_ends_at` is
+    when the requests, results, events and dead letters of a final batch are or were deleted; `risk` is null
     unless the scheduler has marked the batch at risk; `pools` counts finished requests; `cost` is
     at the prices of the batch's creation; `trace_id` is the trace of the batch's work, null if it
     has none.
@@ -223,6 +224,7 @@ class Extension(msgspec.Struct, kw_only=True):
     risk: Risk | None
     deadline: Seconds
     eta: Seconds | None
+    data_ends_at: Seconds | None
     pools: dict[str, int]
     cost: Cost
     interruptions: int

@@ -35,12 +35,13 @@ class FinalJob:
     tenant: TenantId
     final_status: BatchStatus
     drained_at: datetime
-    files_expire_at: datetime | None
+    files_expire_at: datetime
 
 
 _JOB = text("""
 SELECT tenant_id, status, drained_at,
-  drained_at + make_interval(secs => output_expires_after) AS files_expire_at
+  drained_at + make_interval(secs => coalesce(output_expires_after,
+    (SELECT batch_retention FROM tenants WHERE id = batches.tenant_id), :data_kept)) AS files_expire_at
 FROM batches
 WHERE id = :batch AND drained_at IS NOT NULL
   AND status IN ('finalizing', 'cancelling', 'in_progress')
@@ -90,13 +91,16 @@ ENDS_AS = {BatchStatus(before): status for status, (before, _) in _ENDING.items(
 class FinalStore:
     """Drained batches."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, data_kept: float) -> None:
         self._engine = engine
+        self._data_kept = data_kept
 
     def job(self, batch: BatchId) -> FinalJob | None:
         """Return the job of a batch; None if it is not drained, or is already closed."""
         with begin(self._engine) as connection:
-            row = connection.execute(_JOB, {"batch": batch}).one_or_none()
+            row = connection.execute(
+                _JOB, {"batch": batch, "data_kept": self._data_kept}
+            ).one_or_none()
         if row is None:
             return None
         final_status = ENDS_AS[BatchStatus(row.status)]

@@ -67,6 +67,7 @@ _REJECT = text("""
 UPDATE batches SET status = 'failed', failed_at = now(), errors = cast(:errors AS jsonb)
 WHERE id = :batch AND status = 'validating'
 """)
+_MAKE_PARTITIONS = text("SELECT make_partitions(:batch)")
 _BLOCK_LINES = 1000
 _ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 
@@ -153,6 +154,9 @@ class SplitStore:
 
         Of two deliveries of the same event, one waits for the other here, and finds the split done.
         """
+        # In a transaction of its own: until it ends, no other partition can be made or dropped.
+        with begin(self._engine) as connection:
+            connection.execute(_MAKE_PARTITIONS, {"batch": batch})
         with begin(self._engine) as connection:
             connection.execute(
                 text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"),

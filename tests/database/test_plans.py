@@ -18,7 +18,7 @@ from lowtide.planning.escalation import Move
 from lowtide.queue import claiming, draining
 from lowtide.queue import store as queue_store
 from lowtide.scheduler import plan
-from tests.plans import plan_nodes
+from tests.plans import analyzed, plan_nodes
 from tests.worlds import World, emptied
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def loaded(shared_database: Database) -> World:
     ):
         world.run(statement, **values)
     with shared_database.engine("owner").begin() as connection:
-        connection.execute(text(f"ANALYZE {', '.join(sorted(BIG))}"))
+        connection.execute(text(f"ANALYZE {analyzed(connection, BIG)}"))
     return world
 
 

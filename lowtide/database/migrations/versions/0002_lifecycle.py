@@ -79,13 +79,308 @@ GRANT SELECT ON segments TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON segments TO lowtide_worker;
 """
 
-SCHEMA = (UPLOADS, SEGMENTS)
+_ENDED = "status IN ('completed', 'failed', 'expired', 'cancelled')"
+_END = "coalesce(completed_at, failed_at, expired_at, cancelled_at)"
+RETENTION = f"""
+-- Seconds after a batch's end until its data ends; NULL takes the installation's setting.
+ALTER TABLE tenants ADD COLUMN batch_retention integer CHECK (batch_retention > 0);
+GRANT SELECT (batch_retention) ON tenants TO lowtide_api;
+GRANT SELECT (batch_id), DELETE ON batch_terms TO lowtide_worker;
+
+-- From data_ended_at on, nobody reads the batch's requests, results, events and dead letters; they
+-- are deleted soon after, which data_deleted records. Closed batches' tallies are folded.
+ALTER TABLE batches
+  ADD COLUMN data_ended_at timestamptz,
+  ADD COLUMN data_deleted boolean NOT NULL DEFAULT false,
+  ADD COLUMN tallies_folded boolean NOT NULL DEFAULT false,
+  ADD CONSTRAINT batches_data_ended CHECK (data_ended_at IS NULL OR {_ENDED}),
+  ADD CONSTRAINT batches_data_deleted CHECK (data_ended_at IS NOT NULL OR NOT data_deleted);
+CREATE INDEX batches_with_data ON batches (id) WHERE data_ended_at IS NULL;
+CREATE INDEX batches_data_overdue ON batches (id) WHERE data_ended_at IS NOT NULL AND NOT data_deleted;
+CREATE INDEX batches_unfolded ON batches (id) WHERE NOT tallies_folded AND {_ENDED};
+-- lowtide.retention.store has the same expressions: the planner matches them as written.
+CREATE INDEX batches_data_of_tenant ON batches (tenant_id, ({_END}))
+  WHERE data_ended_at IS NULL AND output_expires_after IS NULL AND {_ENDED};
+CREATE INDEX batches_data_with_own_end ON batches (
+    (({_END} AT TIME ZONE 'UTC') + make_interval(secs => output_expires_after)))
+  WHERE data_ended_at IS NULL AND output_expires_after IS NOT NULL AND {_ENDED};
+"""  # noqa: S608
+
+PARTITIONED = ("requests", "results", "custom_ids", "request_events", "dead_letters")
+# Each index of a partition has its parent's name and the day.
+_INDEXES = """
+ALTER TABLE requests ADD PRIMARY KEY (batch_id, line);
+
+ALTER TABLE results ADD PRIMARY KEY (batch_id, line);
+CREATE INDEX results_failed ON results (batch_id, line) WHERE NOT succeeded;
+
+CREATE INDEX custom_ids_sorted ON custom_ids (tenant_id, custom_id, batch_id DESC);
+
+ALTER TABLE request_events ADD PRIMARY KEY (batch_id, id);
+CREATE INDEX request_events_of_batch ON request_events (batch_id, line, id);
+CREATE INDEX request_events_notes ON request_events (batch_id, id DESC)
+  WHERE kind IN ('interrupted', 'escalated', 'revoked', 'returned', 'at_risk', 'on_track');
+
+ALTER TABLE dead_letters ADD PRIMARY KEY (batch_id, line);
+CREATE INDEX dead_letters_newest
+  ON dead_letters (tenant_id, at DESC, batch_id DESC, line DESC);
+CREATE INDEX dead_letters_by_state
+  ON dead_letters (tenant_id, state, at DESC, batch_id DESC, line DESC);
+CREATE INDEX dead_letters_by_code
+  ON dead_letters (tenant_id, error_code, at DESC, batch_id DESC, line DESC);
+CREATE INDEX dead_letters_of_batch ON dead_letters (batch_id, at DESC, line DESC);
+CREATE INDEX dead_letters_in_order ON dead_letters (tenant_id, batch_id, line);
+CREATE INDEX dead_letters_by_requeue_key ON dead_letters (tenant_id, requeue_key)
+  WHERE requeue_key IS NOT NULL;
+"""
+_ACCESS = f"""
+{"".join(isolated(table) for table in PARTITIONED)}
+GRANT SELECT ON requests, results, custom_ids, request_events, dead_letters
+  TO lowtide_api, lowtide_operator;
+GRANT SELECT, INSERT, UPDATE, DELETE ON requests, results, custom_ids, request_events, dead_letters
+  TO lowtide_worker;
+GRANT UPDATE (state, requeued_as, ended_at, actor, requeue_key, requeue_digest) ON dead_letters
+  TO lowtide_api, lowtide_operator;
+"""
+_NAME_HTTP_ERROR = """
+CREATE TRIGGER name_http_error AFTER INSERT ON dead_letters
+  FOR EACH ROW WHEN (NEW.error_code IS NULL) EXECUTE FUNCTION name_http_error();
+"""
+
+PARTITIONS = f"""
+-- The id of a batch begins with the milliseconds of its creation: a range of ids is a range of time.
+CREATE FUNCTION first_id(day date) RETURNS uuid
+LANGUAGE sql IMMUTABLE SET search_path = public, pg_temp AS $$
+  SELECT (lpad(to_hex((day - date '1970-01-01') * 86400000::bigint), 12, '0')
+    || repeat('0', 20))::uuid
+$$;
+CREATE FUNCTION day_of(id uuid) RETURNS date
+LANGUAGE sql IMMUTABLE SET search_path = public, pg_temp AS $$
+  SELECT date '1970-01-01'
+    + (('x0000' || left(replace(id::text, '-', ''), 12))::bit(64)::bigint / 86400000)::integer
+$$;
+
+-- A partition is named after its last day; only the first has no low end, and may have many days.
+CREATE VIEW data_partitions AS
+SELECT p.relname::text AS parent, c.relname::text AS name, c.oid AS relation,
+  substring(b.bounds FROM 'FROM \\(''([^'']+)''\\)')::uuid AS low,
+  substring(b.bounds FROM 'TO \\(''([^'']+)''\\)')::uuid AS high
+FROM pg_inherits i
+JOIN pg_class p ON p.oid = i.inhparent AND p.relnamespace = 'public'::regnamespace
+JOIN pg_class c ON c.oid = i.inhrelid
+CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) AS bounds) b
+WHERE p.relname IN {PARTITIONED} AND p.relkind = 'p';
+GRANT SELECT ON data_partitions TO lowtide_worker, lowtide_operator;
+
+CREATE FUNCTION name_indexes(partition regclass, day text) RETURNS void
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE
+  index record;
+BEGIN
+  FOR index IN
+    SELECT c.relname AS own, p.relname || '_' || day AS wanted
+    FROM pg_index x
+    JOIN pg_class c ON c.oid = x.indexrelid
+    JOIN pg_inherits i ON i.inhrelid = x.indexrelid
+    JOIN pg_class p ON p.oid = i.inhparent
+    WHERE x.indrelid = partition AND c.relname <> p.relname || '_' || day
+  LOOP
+    EXECUTE format('ALTER INDEX %I RENAME TO %I', index.own, index.wanted);
+  END LOOP;
+END $$;
+
+-- Makes the partitions of the day of a batch, and returns how many of the tables lacked theirs. A
+-- table attached as a partition, unlike one created as such, blocks no statement meanwhile. Nobody
+-- has access to a partition other than through its parent.
+CREATE FUNCTION make_partitions(batch uuid) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+  day date := day_of(batch);
+  suffix text := to_char(day, 'YYYYMMDD');
+  known text[];
+  made integer := 0;
+  table_ text;
+  partition text;
+BEGIN
+  IF (SELECT count(to_regclass(t || '_' || suffix)) FROM unnest(ARRAY{list(PARTITIONED)}) t) = {len(PARTITIONED)} THEN
+    RETURN 0;
+  END IF;
+  known := ARRAY(SELECT parent FROM data_partitions WHERE coalesce(low <= batch, true) AND batch < high);
+  IF cardinality(known) = {len(PARTITIONED)} THEN
+    RETURN 0;
+  END IF;
+  PERFORM pg_advisory_xact_lock(hashtextextended('partitions', 0));
+  known := ARRAY(SELECT parent FROM data_partitions WHERE coalesce(low <= batch, true) AND batch < high);
+  FOREACH table_ IN ARRAY ARRAY{list(PARTITIONED)} LOOP
+    CONTINUE WHEN table_ = ANY(known);
+    partition := table_ || '_' || suffix;
+    EXECUTE format(
+      'CREATE TABLE %I (LIKE %I INCLUDING ALL EXCLUDING IDENTITY EXCLUDING INDEXES)', partition, table_);
+    EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', partition);
+    EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+      table_, partition, first_id(day), first_id(day + 1));
+    PERFORM name_indexes(partition::regclass, suffix);
+    made := made + 1;
+  END LOOP;
+  RETURN made;
+END $$;
+
+-- Drops a partition, unless a batch of its days still has data, or a batch of today may get some.
+-- The lock of the parent keeps new data away from the second look; whoever waits for it waits
+-- 50 ms at most, after which this fails, to be tried again.
+CREATE FUNCTION drop_partition(partition text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '50ms' AS $$
+DECLARE
+  old record;
+  is_locked boolean := false;
+BEGIN
+  SELECT * INTO old FROM data_partitions WHERE name = partition;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  LOOP
+    IF old.high > first_id((now() AT TIME ZONE 'UTC')::date) OR EXISTS (
+      SELECT FROM batches WHERE id >= coalesce(old.low, first_id('1970-01-01')) AND id < old.high
+        AND data_ended_at IS NULL)
+    THEN
+      RAISE EXCEPTION 'partition % has data of batches', partition USING ERRCODE = 'object_in_use';
+    END IF;
+    EXIT WHEN is_locked;
+    EXECUTE format('LOCK TABLE ONLY %I IN ACCESS EXCLUSIVE MODE', old.parent);
+    is_locked := true;
+  END LOOP;
+  EXECUTE format('DROP TABLE IF EXISTS %I', partition);
+  RETURN true;
+END $$;
+
+REVOKE ALL ON FUNCTION name_indexes(regclass, text), make_partitions(uuid), drop_partition(text)
+  FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION make_partitions(uuid), drop_partition(text) TO lowtide_worker;
+"""  # noqa: S608
+_DAYS_AHEAD = 3
+
+
+def _partition_tables() -> None:
+    """Make the tables partitioned, without copying: what is in them becomes the first partition.
+
+    It ends with today, or with the last day of which there are batches, if a clock was ahead.
+    """
+    day, suffix, high = (
+        op.get_bind()
+        .exec_driver_sql(
+            "SELECT day, to_char(day, 'YYYYMMDD'), first_id(day + 1) FROM (SELECT greatest("
+            "(now() AT TIME ZONE 'UTC')::date, (SELECT day_of(id) FROM batches ORDER BY id DESC LIMIT 1)) AS day) d"
+        )
+        .one()
+    )
+    op.execute(
+        "DROP VIEW request_states, batch_states; DROP TRIGGER name_http_error ON dead_letters"
+    )
+    for table in PARTITIONED:
+        op.execute(f"""
+ALTER TABLE {table} RENAME TO {table}_{suffix};
+DO $$ DECLARE index name; BEGIN
+  FOR index IN SELECT c.relname FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid
+    WHERE x.indrelid = '{table}_{suffix}'::regclass
+  LOOP EXECUTE format('ALTER INDEX %I RENAME TO %I', index, index || '_{suffix}'); END LOOP;
+END $$;
+REVOKE ALL ON {table}_{suffix} FROM lowtide_api, lowtide_worker, lowtide_operator;
+DROP POLICY own_tenant ON {table}_{suffix};
+DROP POLICY every_tenant ON {table}_{suffix};
+CREATE TABLE {table} (LIKE {table}_{suffix} INCLUDING ALL EXCLUDING IDENTITY EXCLUDING INDEXES)
+  PARTITION BY RANGE (batch_id);
+""")  # noqa: S608
+    op.execute(f"""
+ALTER TABLE request_events_{suffix} DROP CONSTRAINT request_events_pkey_{suffix},
+  ADD CONSTRAINT request_events_pkey_{suffix} PRIMARY KEY (batch_id, id);
+ALTER TABLE request_events ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY;
+SELECT setval(pg_get_serial_sequence('request_events', 'id'), nextval(
+  pg_get_serial_sequence('request_events_{suffix}', 'id')), false);
+ALTER TABLE request_events_{suffix} ALTER COLUMN id DROP IDENTITY;
+{_INDEXES} {_ACCESS} {_NAME_HTTP_ERROR}
+""")
+    for table in PARTITIONED:
+        op.execute(
+            f"ALTER TABLE {table} ATTACH PARTITION {table}_{suffix} "
+            f"FOR VALUES FROM (MINVALUE) TO ('{high}')"
+        )
+    op.execute(
+        f"SELECT make_partitions(first_id('{day}'::date + n)) FROM generate_series(1, {_DAYS_AHEAD}) n"  # noqa: S608
+    )
+
+
+VIEWS = """
+-- The only place that derives a request's status; API, portal and metrics all read it. OFFSET 0
+-- keeps each join a lookup by key while the statistics do not include a new batch.
+CREATE VIEW request_states WITH (security_invoker = true) AS
+SELECT r.batch_id, r.line, r.tenant_id, r.custom_id, r.start, r.length,
+  CASE
+    WHEN f.succeeded THEN 'Completed'
+    WHEN f.batch_id IS NOT NULL THEN 'Failed'
+    WHEN c.batch_id IS NOT NULL THEN 'Running'
+    WHEN q.batch_id IS NOT NULL THEN 'Queued'
+    WHEN b.status IN ('cancelling', 'cancelled') THEN 'Cancelled'
+    ELSE 'Expired'
+  END AS status,
+  coalesce(f.dead_lettered, false) AS dead_lettered,
+  coalesce(f.pool, c.pool, q.pool) AS pool,
+  coalesce(f.attempts, c.attempts, q.attempts, 0) AS attempts,
+  coalesce(f.interruptions, c.interruptions, q.interruptions, 0) AS interruptions,
+  coalesce(f.escalated, c.escalated, q.escalated, false) AS escalated,
+  coalesce(c.queued_at, q.queued_at) AS queued_at,
+  coalesce(f.started_at, c.claimed_at) AS started_at,
+  f.finished_at, f.status_code, f.error_code, f.error_message
+FROM requests r
+JOIN LATERAL (SELECT status FROM batches WHERE id = r.batch_id OFFSET 0) b ON true
+LEFT JOIN LATERAL (
+  SELECT * FROM results WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) f ON true
+LEFT JOIN LATERAL (
+  SELECT * FROM claims WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) c ON true
+LEFT JOIN LATERAL (
+  SELECT * FROM queue WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) q ON true;
+
+-- Counts come from the per-worker tallies, so that settling a request locks no shared row. `b.*` is
+-- fixed when the view is created: a migration that adds a column to batches creates it again.
+CREATE VIEW batch_states WITH (security_invoker = true) AS
+SELECT b.*, n.batch_retention, c.running,
+  t.tallied_completed, t.tallied_failed, t.dead_lettered, t.interrupted, t.retried, t.escalated,
+  t.input_tokens, t.output_tokens, t.cached_tokens, t.reasoning_tokens, t.on_dedicated,
+  t.spot_seconds, t.dedicated_seconds, t.running_seconds
+FROM batches b
+JOIN LATERAL (SELECT batch_retention FROM tenants WHERE id = b.tenant_id OFFSET 0) n ON true
+CROSS JOIN LATERAL (
+  SELECT coalesce(sum(completed), 0)::integer AS tallied_completed,
+    coalesce(sum(failed), 0)::integer AS tallied_failed,
+    coalesce(sum(dead_lettered), 0)::integer AS dead_lettered,
+    coalesce(sum(interrupted), 0)::integer AS interrupted,
+    coalesce(sum(retried), 0)::integer AS retried,
+    coalesce(sum(escalated), 0)::integer AS escalated,
+    coalesce(sum(input_tokens), 0)::bigint AS input_tokens,
+    coalesce(sum(output_tokens), 0)::bigint AS output_tokens,
+    coalesce(sum(cached_tokens), 0)::bigint AS cached_tokens,
+    coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning_tokens,
+    coalesce(sum(completed + failed) FILTER (WHERE pool = 'dedicated'), 0)::integer AS on_dedicated,
+    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'spot'), 0) AS spot_seconds,
+    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated_seconds,
+    coalesce(sum(running_seconds), 0) AS running_seconds
+  FROM tallies WHERE batch_id = b.id
+) t
+CROSS JOIN LATERAL (
+  SELECT CASE WHEN b.drained_at IS NULL AND b.status IN ('in_progress', 'cancelling')
+    THEN (SELECT count(*) FROM claims WHERE batch_id = b.id)::integer ELSE 0 END AS running) c;
+
+GRANT SELECT ON request_states, batch_states TO lowtide_api, lowtide_worker, lowtide_operator;
+"""
+
+SCHEMA = (UPLOADS, SEGMENTS, RETENTION, PARTITIONS)
 
 
 def upgrade() -> None:
     """Apply."""
     for script in SCHEMA:
         op.execute(script)
+    _partition_tables()
+    op.execute(VIEWS)
 
 
 def downgrade() -> None:
