@@ -58,7 +58,16 @@ def index_key(object_key: str) -> str:
 
 def render_rows(lines: Sequence[InputLine]) -> bytes:
     """Return the rows of requests."""
-    return "".join([_row(line) for line in lines]).encode()
+    custom_ids = "".join([line.custom_id for line in lines])
+    if not custom_ids.isprintable() or "\\" in custom_ids:
+        return "".join([_row(line) for line in lines]).encode()
+    rows = [
+        f"{line.number}\t{line.offset}\t{line.length}\t{line.checksum}\t{line.custom_id}\n"
+        if line.checksum is not None
+        else _row(line)
+        for line in lines
+    ]
+    return "".join(rows).encode()
 
 
 def read_rows(chunks: Iterable[bytes]) -> Iterator[IndexRow]:

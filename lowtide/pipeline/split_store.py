@@ -120,13 +120,14 @@ SELECT :batch, number, :tenant, first_line, lines, start, "end", CASE WHEN numbe
 FROM json_to_recordset(cast(:segments AS json)) AS s (
   number integer, first_line integer, lines integer, start bigint, "end" bigint)
 """)
-_SEGMENT = text("""
+SEGMENT = """
 SELECT b.tenant_id, b.input_file_id, b.input_key, b.endpoint, b.traceparent, b.tracestate, s.number,
   s.first_line, s.lines, s.index_start, s.index_end
 FROM segments s JOIN batches b ON b.id = s.batch_id
 WHERE s.batch_id = :batch AND s.number = :number AND s.split_at IS NULL
 FOR NO KEY UPDATE OF s
-""")
+"""
+_SEGMENT = text(SEGMENT)
 # SHARE: either the end of the batch waits and then drops what is queued here, or it came first.
 _LOCK_OPEN = text("""
 SELECT 1 FROM batches
