@@ -1,14 +1,14 @@
 """The custom_ids of a file: finding those that repeat, in bounded memory.
 
 Up to EXACT ids are kept with their lines, so that a repeated one is known at once. From then on only
-a fingerprint of 56 bits per id is kept, about seven bytes. Fingerprints that occur twice are looked
+a fingerprint of 56 bits per id is kept, in six to seven bytes. Fingerprints that occur twice are looked
 up in the index at the end, so that a unique id is never reported.
 """
 
 from __future__ import annotations
 
+from array import array
 from hashlib import blake2b
-from struct import iter_unpack
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -22,11 +22,9 @@ EXACT: Final = 200_000
 # Ids up to this length are kept as they are, longer ones as digests, so that EXACT stay small.
 _SHORT_ID: Final = 64
 # Two of 20,000,000 unique ids share a fingerprint in one of 360 files.
+_FINGERPRINT: Final = (1 << 56) - 1
 _BUCKETS: Final = 256
-_LOW_BYTES: Final = 6
-_LOW: Final = (1 << 8 * _LOW_BYTES) - 1
-_FORMAT: Final = f"{_LOW_BYTES}s"
-# A file with more repeated ids is reported with the first ones that are found.
+# A file with more repeated ids is reported with some of them.
 _MAX_SUSPECTS: Final = 1000
 
 
@@ -47,7 +45,9 @@ class CustomIds:
     def __init__(self, exact: int = EXACT) -> None:
         self._exact = exact
         self._lines: dict[str | bytes, int] = {}
-        self._buckets: list[bytearray] = []
+        # Bits 8 to 39 and 40 to 55 of the fingerprints of each bucket, which bits 0 to 7 number.
+        self._lows: list[array[int]] = []
+        self._highs: list[array[int]] = []
         self._first_line: Callable[[str | bytes, int], int] = self._lines.setdefault
 
     def first_line(self, custom_id: str, line: int) -> int:
@@ -61,9 +61,10 @@ class CustomIds:
 
     def compact(self) -> bool:
         """Keep fingerprints from now on if there are many ids; return whether that changed."""
-        if self._buckets or len(self._lines) <= self._exact:
+        if self._lows or len(self._lines) <= self._exact:
             return False
-        self._buckets = [bytearray() for _ in range(_BUCKETS)]
+        self._lows = [array("I") for _ in range(_BUCKETS)]
+        self._highs = [array("H") for _ in range(_BUCKETS)]
         for key in self._lines:
             self._note(key, 0)
         self._lines.clear()
@@ -73,30 +74,41 @@ class CustomIds:
     def suspects(self) -> frozenset[int]:
         """Return fingerprints that occur twice; empty if all ids are unique."""
         found: set[int] = set()
-        for number, bucket in enumerate(self._buckets):
-            seen: set[bytes] = set()
-            if len(set(iter_unpack(_FORMAT, bucket))) * _LOW_BYTES == len(bucket):
+        for bucket, (lows, highs) in enumerate(zip(self._lows, self._highs, strict=True)):
+            if len(set(lows)) == len(lows):
                 continue
-            for (low,) in iter_unpack(_FORMAT, bucket):
-                if low in seen:
-                    found.add(int.from_bytes(low, "little") << 8 | number)
-                    if len(found) == _MAX_SUSPECTS:
-                        return frozenset(found)
-                seen.add(low)
+            twice = _repeated(lows)
+            candidates = [
+                high << 40 | low << 8 | bucket
+                for low, high in zip(lows, highs, strict=True)
+                if low in twice
+            ]
+            found |= _repeated(candidates)
+            if len(found) >= _MAX_SUSPECTS:
+                break
         return frozenset(found)
 
     def _note(self, key: str | bytes, line: int) -> int:
         value = hash(key)
-        self._buckets[value & 255] += (value >> 8 & _LOW).to_bytes(_LOW_BYTES, "little")
+        bucket = value & 255
+        self._lows[bucket].append(value >> 8 & 0xFFFFFFFF)
+        self._highs[bucket].append(value >> 40 & 0xFFFF)
         return line
+
+
+def _repeated(values: Iterable[int]) -> set[int]:
+    seen: set[int] = set()
+    twice: set[int] = set()
+    for value in values:
+        (twice if value in seen else seen).add(value)
+    return twice
 
 
 def repeated(rows: Iterable[IndexRow], suspects: Collection[int]) -> Iterator[Repeated]:
     """Yield the requests with a suspected fingerprint whose id really repeats."""
     first: dict[str, IndexRow] = {}
     for row in rows:
-        value = hash(_key(row.custom_id))
-        if (value & _LOW << 8) | value & 255 in suspects:
+        if hash(_key(row.custom_id)) & _FINGERPRINT in suspects:
             earlier = first.setdefault(row.custom_id, row)
             if earlier is not row:
                 yield Repeated(earlier, row)
