@@ -147,12 +147,15 @@ class App:
     @cached_property
     def splitter(self) -> Splitter:
         """The splitter of input files."""
-        from lowtide.pipeline.split import SplitStore, Splitter
+        from lowtide.pipeline.split import Splitter
+        from lowtide.pipeline.split_store import SplitStore
 
         return Splitter(
-            SplitStore(self.database),
+            SplitStore(self.database, new_id=new_id),
             self.objects,
             line_limits(self.settings),
+            self.publisher,
+            keep_alive=self.settings.stalled_after / 4,
             tracer=self.tracer,
         )
 

@@ -21,12 +21,13 @@ from lowtide.database.connections import connect
 from lowtide.engines.outcomes import Usage
 from lowtide.events.model import EventType, batch_event
 from lowtide.events.outbox import Outbox
+from lowtide.files.index import FileSegment, render_rows
 from lowtide.files.lines import InputLine
 from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
 from lowtide.files.store import FileStore
 from lowtide.local.files import SUPERUSER
 from lowtide.pipeline.final_store import FinalStore
-from lowtide.pipeline.split import SplitStore
+from lowtide.pipeline.split_store import Index, SplitStore
 from lowtide.planning.escalation import Move, Plan
 from lowtide.queue.claims import Finished
 from lowtide.queue.store import QueueStore
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
+    from lowtide.pipeline.split_store import SplitTransaction
     from lowtide.planning.state import PlanResult
     from lowtide.queue.claims import Claim
     from tests.conftest import Database
@@ -153,7 +155,7 @@ class World:
         self.timetable = PlanStore(self.worker, new_id=new_id)
         self.files = FileStore(self.api)
         self.batches = BatchStore(self.api)
-        self.splits = SplitStore(self.worker)
+        self.splits = SplitStore(self.worker, new_id=new_id)
         self.finals = FinalStore(self.worker, data_kept=30 * 86_400)
         self.outbox = Outbox(self.worker)
         self.indexer = SearchIndexer(self.worker)
@@ -214,11 +216,23 @@ class World:
         return batch.id
 
     def split(self, batch: BatchId, lines: int) -> bool:
-        with self.splits.open(batch) as split:
+        rows = render_rows(input_lines(lines))
+        index = Index("m", [FileSegment(lines, 0, len(rows))])
+        with self.opened(batch, index) as split:
             if split is None:
                 return False
-            total = split.write(input_lines(lines))
-            return split.start(total, "m")
+            split.copy([rows])
+            return split.start(index) is not None
+
+    @contextmanager
+    def opened(self, batch: BatchId, index: Index) -> Iterator[SplitTransaction | None]:
+        """Open the split of a batch's first segment."""
+        job = self.splits.job(batch, 0)
+        if job is None:
+            yield None
+            return
+        with self.splits.open(job, index.segments) as split:
+            yield split
 
     def batch(
         self,

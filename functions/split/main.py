@@ -1,4 +1,4 @@
-"""`dev.lowtide.batch.created`: split the batch's file into queued requests."""
+"""`dev.lowtide.batch.created` and `….segment.created`: split a file into queued requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import functions_framework
 
 from lowtide.app import App
-from lowtide.events.inbox import answer_without_body, batch_of, received
+from lowtide.events.inbox import answer_without_body, batch_of, received, segment_of
+from lowtide.events.model import EventType
 
 if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
@@ -20,6 +21,9 @@ answer_without_body()
 def split(event: CloudEvent) -> None:
     """Handle one event."""
     with received(event, app.tracer):
-        batch = batch_of(event)
-        if batch is not None:
+        if event["type"] == EventType.SEGMENT_CREATED:
+            segment = segment_of(event)
+            if segment is not None:
+                app.splitter.split_segment(*segment)
+        elif (batch := batch_of(event)) is not None:
             app.splitter.split(batch)

@@ -75,7 +75,10 @@ UPDATE batches SET status = 'cancelling', cancelling_at = now(), at_risk = false
 WHERE id = :id AND status IN ('validating', 'in_progress', 'finalizing') AND NOT expiring
 """)
 _DROP_QUEUED = text("DELETE FROM queue WHERE batch_id = :id")
-_RUNNING = text("SELECT EXISTS (SELECT 1 FROM claims WHERE batch_id = :id)")
+_UNDRAINED = text("""
+SELECT EXISTS (SELECT 1 FROM claims WHERE batch_id = :id)
+  OR EXISTS (SELECT 1 FROM segments WHERE batch_id = :id AND split_at IS NULL)
+""")
 _DRAINED = text("""
 UPDATE batches SET drained_at = now(), nudged_at = now() WHERE id = :id
 RETURNING traceparent, tracestate
@@ -151,7 +154,7 @@ class BatchStore:
     def cancel(
         self, tenant: TenantId, batch: BatchId, event: Event, actor: str | None = None
     ) -> tuple[Batch, bool]:
-        """Start cancelling a batch; record `event` if no request is running."""
+        """Start cancelling a batch; record `event` if it is split and no request is running."""
         with acting_for(self._engine, tenant) as connection:
             # The status changes first: after that no request of the batch can be queued again, and
             # the next statements see all of them.
@@ -161,7 +164,7 @@ class BatchStore:
             if actor is not None:
                 note(connection, tenant, actor, "batches.cancel", [format_batch_id(batch)])
             dropped = connection.execute(_DROP_QUEUED, {"id": batch}).rowcount
-            drained = not connection.execute(_RUNNING, {"id": batch}).scalar_one()
+            drained = not connection.execute(_UNDRAINED, {"id": batch}).scalar_one()
             if drained:
                 row = connection.execute(_DRAINED, {"id": batch}).one()
                 add_event(connection, replace(event, trace=trace_of(row)))

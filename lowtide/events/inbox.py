@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
+_LAST_SEGMENT = 2**31 - 1
 
 
 def answer_without_body() -> None:
@@ -98,6 +99,18 @@ def received(event: CloudEvent, tracer: Tracer) -> Iterator[None]:
         except Exception as error:
             _log.error("event.failed", extra={"event_type": type_, "reason": type(error).__name__})
             raise
+
+
+def segment_of(event: CloudEvent) -> tuple[BatchId, int] | None:
+    """Return the batch and the number of a segment's event; None for a malformed one, as below."""
+    batch = batch_of(event)
+    if batch is None:
+        return None
+    segment = (event.get_data() or {}).get("segment")
+    if type(segment) is not int or not 0 < segment <= _LAST_SEGMENT:
+        _log.warning("event.malformed", extra={"event_id": str(event["id"])[:100]})
+        return None
+    return batch, segment
 
 
 def batch_of(event: CloudEvent) -> BatchId | None:

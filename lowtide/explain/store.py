@@ -127,11 +127,13 @@ class FactStore:
 
 def _depths(batch: Batch, counts: Any) -> dict[Pool, Depth]:
     outcomes = batch.outcomes
+    # Requests of segments that are not split yet are in no table.
+    dedicated = outcomes.queued if batch.pool is Pool.DEDICATED else counts.dedicated
     spot = Depth(
-        max(0, outcomes.queued - counts.dedicated),
+        max(0, outcomes.queued - dedicated),
         max(0, outcomes.running - counts.running_dedicated),
     )
-    return {Pool.SPOT: spot, Pool.DEDICATED: Depth(counts.dedicated, counts.running_dedicated)}
+    return {Pool.SPOT: spot, Pool.DEDICATED: Depth(dedicated, counts.running_dedicated)}
 
 
 def _earlier(connection: Connection, batch: Batch) -> tuple[float, ...]:

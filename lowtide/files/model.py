@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Final
 from lowtide.core.pools import cost_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from lowtide.core.ids import FileId, TenantId
     from lowtide.core.pools import Prices
+    from lowtide.files.index import FileSegment
     from lowtide.telemetry.tracing import TraceContext
 
 
@@ -35,8 +37,9 @@ class FileStatus(StrEnum):
 class StoredFile:
     """A file whose bytes are in the object store under `object_key`.
 
-    `size` is in bytes; `endpoint` is the url of its first valid request, the default for batches;
-    `trace` is the context of the work that created it.
+    `size` is in bytes; `endpoint` is the url of its first valid request, the default for batches,
+    and `model` their model; `trace` is the context of the work that created it. A file without an
+    `index_key` is not indexed: it has problems, or its bytes were never validated here.
     """
 
     id: FileId
@@ -53,6 +56,9 @@ class StoredFile:
     endpoint: str | None = None
     expires_at: datetime | None = None
     trace: TraceContext | None = None
+    model: str | None = None
+    index_key: str | None = None
+    segments: Sequence[FileSegment] | None = None
 
 
 def object_key(file: FileId) -> str:

@@ -16,8 +16,10 @@ from lowtide.core.errors import (
     UnsupportedMediaType,
 )
 from lowtide.core.ids import FileId, format_file_id
+from lowtide.files.index import SegmentSize, index_key
 from lowtide.files.lines import Limits, LineReader
 from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
+from lowtide.files.validation import Validation
 from lowtide.telemetry.tracing import TENANT, UNTRACED
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class UploadLimits:
     expires_after: int
     lines: Limits
     endpoints: tuple[str, ...]
+    segments: SegmentSize | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +93,18 @@ class Upload:
         self._file = file
         self._now = now
         self._tracer = tracer
-        self._reader = LineReader(limits.lines, endpoints=limits.endpoints)
         self._sha256 = hashlib.sha256()
         self._size = 0
         self._head = b""
         self._stack = ExitStack()
         self._writer = objects.open_writer(object_key(file))
+        reader = LineReader(limits.lines, endpoints=limits.endpoints)
+        self._validation = Validation(objects, object_key(file), reader, limits.segments)
 
     def __enter__(self) -> Self:
-        self._files.expect(self._tenant, object_key(self._file))
+        self._files.expect(self._tenant, object_key(self._file), indexed=True)
         self._stack.enter_context(self._writer)
+        self._stack.enter_context(self._validation)
         return self
 
     def __exit__(
@@ -113,7 +118,7 @@ class Upload:
     @property
     def checked(self) -> Checked:
         """The progress of the upload."""
-        reader = self._reader
+        reader = self._validation.reader
         return Checked(self._size, reader.requests, reader.model, tuple(reader.problems))
 
     def write(self, chunk: bytes) -> None:
@@ -133,7 +138,7 @@ class Upload:
                 param="file",
             )
         self._sha256.update(chunk)
-        self._reader.feed(chunk)
+        self._validation.feed(chunk)
         self._writer.write(chunk)
 
     def finish(
@@ -146,8 +151,9 @@ class Upload:
         check_purpose(purpose)
         attributes = {TENANT: str(self._tenant), "lowtide.file.id": format_file_id(self._file)}
         with self._tracer.span("store file", attributes=attributes) as span:
-            self._reader.finish()
+            self._validation.finish()
             self._stack.close()
+            self._validation.find_repeated()
             file = self._record(filename, expires_after, span.context)
             span.note({"lowtide.lines": file.lines, "lowtide.bytes": file.size})
             try:
@@ -156,7 +162,7 @@ class Upload:
                 # The commit may have succeeded. If it has not, the scheduler removes the orphan.
                 raise
             except BaseException:
-                self._objects.delete([file.object_key])
+                self._objects.delete([file.object_key, index_key(file.object_key)])
                 raise
             extra = {"file_id": format_file_id(file.id), "lines": file.lines, "bytes": file.size}
             _log.info("file.stored", extra=extra)
@@ -165,22 +171,26 @@ class Upload:
     def _record(
         self, filename: str, expires_after: int | None, trace: TraceContext | None
     ) -> StoredFile:
-        problems = self._reader.problems
+        reader, problems = self._validation.reader, self._validation.problems
+        key = object_key(self._file)
         return StoredFile(
             id=self._file,
             tenant=self._tenant,
             purpose=Purpose.BATCH,
             filename=shown_filename(filename),
             size=self._size,
-            lines=self._reader.requests,
+            lines=reader.requests,
             sha256=self._sha256.digest(),
-            object_key=object_key(self._file),
+            object_key=key,
             status=FileStatus.ERROR if problems else FileStatus.PROCESSED,
             status_details=_summary(problems) if problems else None,
             created_at=self._now,
-            endpoint=self._reader.endpoint,
+            endpoint=reader.endpoint,
             expires_at=self._now + timedelta(seconds=expires_after or self._limits.expires_after),
             trace=trace,
+            model=reader.model,
+            index_key=None if problems else index_key(key),
+            segments=None if problems else self._validation.segments,
         )
 
 
@@ -269,10 +279,10 @@ class Files:
 
         Its bytes stay while an active batch reads them.
         """
-        key = self._files.remove(tenant, file, actor)
-        if key is not None:
-            self._objects.delete([key])
-            self._files.removed(tenant, key)
+        keys = self._files.remove(tenant, file, actor)
+        if keys:
+            self._objects.delete(keys)
+            self._files.removed(tenant, *keys)
 
 
 def check_purpose(purpose: str | None) -> None:

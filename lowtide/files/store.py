@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from sqlalchemy import text
 
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import FileId, TenantId, format_file_id
 from lowtide.database.connections import acting_for
 from lowtide.events.outbox import trace_columns, trace_of
+from lowtide.files.index import FileSegment, index_key
 from lowtide.files.model import FileStatus, Purpose, StoredFile
 from lowtide.tenants.audit import note
 
@@ -21,12 +23,12 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "id, tenant_id, purpose, filename, bytes, lines, sha256, object_key, status, status_details, "
-    "created_at, endpoint, expires_at, traceparent, tracestate"
+    "created_at, endpoint, expires_at, traceparent, tracestate, model, index_key, segments"
 )
 _ADD = text(f"""
 INSERT INTO files ({_COLUMNS}) VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :lines,
   :sha256, :object_key, :status, :status_details, :created_at, :endpoint, :expires_at, :traceparent,
-  :tracestate)
+  :tracestate, :model, :index_key, cast(:segments AS jsonb))
 ON CONFLICT (id) DO NOTHING
 """)  # noqa: S608
 _GET = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id")  # noqa: S608
@@ -46,11 +48,12 @@ SELECT EXISTS (SELECT 1 FROM batches WHERE input_file_id = :id
   AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
 """)
 _REMOVE = text("DELETE FROM files WHERE id = :id")
-_ADD_ORPHAN = text("""
+_ADD_ORPHANS = text("""
 INSERT INTO orphan_objects (object_key, tenant_id, due_at)
-VALUES (:key, :tenant, now() + make_interval(secs => :after)) ON CONFLICT DO NOTHING
+SELECT key, :tenant, now() + make_interval(secs => :after) FROM unnest(cast(:keys AS text[])) AS key
+ORDER BY key ON CONFLICT DO NOTHING
 """)
-_REMOVE_ORPHAN = text("DELETE FROM orphan_objects WHERE object_key = :key")
+_REMOVE_ORPHANS = text("DELETE FROM orphan_objects WHERE object_key = ANY(:keys)")
 # A longer upload is lost: the scheduler deletes its object as an orphan.
 _LONGEST_UPLOAD_SECONDS = 6 * 3600
 
@@ -74,14 +77,18 @@ def add_file(connection: Connection, file: StoredFile) -> None:
             "endpoint": file.endpoint,
             "expires_at": file.expires_at,
             **trace_columns(file.trace),
+            "model": file.model,
+            "index_key": file.index_key,
+            "segments": None if file.segments is None else encode_segments(file.segments),
         },
     )
 
 
 def add_expected_file(connection: Connection, file: StoredFile) -> None:
-    """Record a file whose object was expected; the object is no longer an orphan."""
+    """Record a file whose objects were expected; they are no longer orphans."""
     add_file(connection, file)
-    connection.execute(_REMOVE_ORPHAN, {"key": file.object_key})
+    keys = [file.object_key, index_key(file.object_key)]
+    connection.execute(_REMOVE_ORPHANS, {"keys": keys})
 
 
 def file_not_found(file: FileId) -> NotFound:
@@ -96,15 +103,22 @@ class FileStore:
         self._engine = engine
 
     def expect(
-        self, tenant: TenantId, object_key: str, seconds: float = _LONGEST_UPLOAD_SECONDS
+        self,
+        tenant: TenantId,
+        object_key: str,
+        seconds: float = _LONGEST_UPLOAD_SECONDS,
+        *,
+        indexed: bool = False,
     ) -> None:
         """Record an object as an orphan before it is written, so that a crash cannot leak it.
 
-        Unless it is recorded as a file, the scheduler deletes it after `seconds`.
+        The same for its index, if it may be `indexed`. Unless they are recorded as a file, the
+        scheduler deletes them after `seconds`.
         """
-        parameters = {"key": object_key, "tenant": tenant, "after": seconds}
+        keys = [object_key, *([index_key(object_key)] if indexed else [])]
+        parameters = {"keys": keys, "tenant": tenant, "after": seconds}
         with acting_for(self._engine, tenant) as connection:
-            connection.execute(_ADD_ORPHAN, parameters)
+            connection.execute(_ADD_ORPHANS, parameters)
 
     def add(self, file: StoredFile, actor: str | None = None) -> None:
         """Record a file whose object is complete; `actor` is recorded in the audit log."""
@@ -142,10 +156,10 @@ class FileStore:
             )
             return [file_of(row) for row in rows]
 
-    def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> str | None:
-        """Delete a file's record; return its object's key, or None while an active batch reads it.
+    def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> Sequence[str]:
+        """Delete a file's record; return the keys of its objects, none while a batch reads them.
 
-        Raises NotFound. The scheduler deletes the object once no active batch reads it.
+        Raises NotFound. The scheduler deletes the objects once no active batch reads them.
         """
         with acting_for(self._engine, tenant) as connection:
             row = connection.execute(_LOCK, {"id": file}).one_or_none()
@@ -153,16 +167,16 @@ class FileStore:
                 raise file_not_found(file)
             is_read: bool = connection.execute(_IS_READ, {"id": file}).scalar_one()
             connection.execute(_REMOVE, {"id": file})
-            orphan = {"key": row.object_key, "tenant": tenant, "after": 0}
-            connection.execute(_ADD_ORPHAN, orphan)
+            keys = [key for key in (row.object_key, row.index_key) if key is not None]
+            connection.execute(_ADD_ORPHANS, {"keys": keys, "tenant": tenant, "after": 0})
             if actor is not None:
                 note(connection, tenant, actor, "files.delete", [format_file_id(file)])
-        return None if is_read else str(row.object_key)
+        return [] if is_read else keys
 
-    def removed(self, tenant: TenantId, object_key: str) -> None:
-        """Drop the orphan record of an object that was deleted from the store."""
+    def removed(self, tenant: TenantId, *keys: str) -> None:
+        """Drop the orphan records of objects that were deleted from the store."""
         with acting_for(self._engine, tenant) as connection:
-            connection.execute(_REMOVE_ORPHAN, {"key": object_key})
+            connection.execute(_REMOVE_ORPHANS, {"keys": list(keys)})
 
 
 def _get(connection: Connection, file: FileId) -> StoredFile:
@@ -189,4 +203,17 @@ def file_of(row: Any) -> StoredFile:
         endpoint=row.endpoint,
         expires_at=row.expires_at,
         trace=trace_of(row),
+        model=row.model,
+        index_key=row.index_key,
+        segments=None if row.segments is None else segments_of(row.segments),
     )
+
+
+def encode_segments(segments: Sequence[FileSegment]) -> str:
+    """Return the segments of an index as JSON."""
+    return msgspec.json.encode(segments).decode()
+
+
+def segments_of(rows: Sequence[Sequence[int]]) -> tuple[FileSegment, ...]:
+    """Return the segments in a column of JSON."""
+    return tuple(FileSegment(*row) for row in rows)

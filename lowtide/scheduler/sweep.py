@@ -12,7 +12,7 @@ from lowtide.batches.model import RequestStatus
 from lowtide.core.ids import BatchId, TenantId, format_batch_id
 from lowtide.core.pools import Pool
 from lowtide.database.connections import begin
-from lowtide.events.model import EventType, batch_event
+from lowtide.events.model import EventType, batch_event, segment_event
 from lowtide.events.outbox import add_event, trace_of
 from lowtide.planning.state import SweepResult
 from lowtide.queue.draining import note_drained
@@ -46,6 +46,7 @@ _UNDRAINED = text("""
 SELECT id FROM batches WHERE status IN ('in_progress', 'cancelling') AND drained_at IS NULL
   AND NOT EXISTS (SELECT 1 FROM queue WHERE batch_id = id)
   AND NOT EXISTS (SELECT 1 FROM claims WHERE batch_id = id)
+  AND NOT EXISTS (SELECT 1 FROM segments WHERE batch_id = id AND split_at IS NULL)
 """)
 _STALLED = text("""
 UPDATE batches b SET nudged_at = now()
@@ -54,6 +55,21 @@ WHERE (status IN ('validating', 'finalizing') OR status IN ('cancelling', 'in_pr
   AND nudged_at <= now() - make_interval(secs => :age)
 RETURNING id, tenant_id, status, traceparent, tracestate
 """)
+# Segments that are not split while none of their batch was for some time.
+STALLED_SEGMENTS = """
+WITH stalled AS (
+  UPDATE batches b SET nudged_at = now()
+  WHERE status IN ('in_progress', 'cancelling') AND drained_at IS NULL
+    AND nudged_at <= now() - make_interval(secs => :age)
+    AND EXISTS (SELECT 1 FROM segments s WHERE s.batch_id = b.id AND s.split_at IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM segments s
+      WHERE s.batch_id = b.id AND s.split_at > now() - make_interval(secs => :age))
+  RETURNING id, tenant_id, traceparent, tracestate
+)
+SELECT b.*, s.number FROM stalled b CROSS JOIN LATERAL (
+  SELECT number FROM segments WHERE batch_id = b.id AND split_at IS NULL ORDER BY number) s
+"""
+_STALLED_SEGMENTS = text(STALLED_SEGMENTS)
 # A new announcement replaces those that still wait in the outbox.
 _FORGET_ANNOUNCED = text("""
 DELETE FROM outbox WHERE type = ANY(:types) AND subject = ANY(:subjects)
@@ -110,10 +126,11 @@ WITH expired AS (
     SELECT f.ctid FROM files f
     WHERE f.expires_at <= now()
     ORDER BY f.expires_at LIMIT :limit FOR UPDATE SKIP LOCKED))
-  RETURNING object_key, tenant_id
+  RETURNING object_key, index_key, tenant_id
 )
 INSERT INTO orphan_objects (object_key, tenant_id, due_at)
-SELECT object_key, tenant_id, now() FROM expired ON CONFLICT DO NOTHING
+SELECT key, tenant_id, now() FROM expired CROSS JOIN unnest(ARRAY[object_key, index_key]) AS key
+WHERE key IS NOT NULL ON CONFLICT DO NOTHING
 """)
 _FORGET_UPLOADS = text("""
 DELETE FROM uploads WHERE ctid = ANY(ARRAY(
@@ -123,12 +140,13 @@ DELETE FROM uploads WHERE ctid = ANY(ARRAY(
 # The input of an active batch stays until the batch ends, even if its file was deleted or expired.
 _ORPHAN_OBJECTS = text("""
 SELECT object_key FROM orphan_objects WHERE due_at <= now() AND object_key NOT IN (
-  SELECT input_key FROM batches
+  SELECT unnest(ARRAY[input_key, 'indexes/' || input_key]) FROM batches
   WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
 ORDER BY due_at LIMIT :limit
 """)
 _FORGET_ORPHAN_OBJECTS = text("DELETE FROM orphan_objects WHERE object_key = ANY(:keys)")
 _LEASES_PER_SET = 40
+_SEGMENT = EventType.SEGMENT_CREATED
 _STEPS = [EventType.BATCH_CREATED.value, EventType.BATCH_DRAINED.value]
 
 
@@ -147,6 +165,7 @@ class SweepStore:
         self._finish_cancelling(cancel_grace)
         self._drain_missed()
         self._restart_stalled(stalled_after)
+        self._restart_segments(stalled_after)
         dead_lettered = [row.in_time for row in lost_requests if self._is_poison(row)]
         return SweepResult(
             reaped=len(lost_requests),
@@ -253,6 +272,21 @@ class SweepStore:
                 type_ = EventType.BATCH_CREATED if waits_for_split else EventType.BATCH_DRAINED
                 tenant, batch = TenantId(row.tenant_id), BatchId(row.id)
                 event = batch_event(self._new_id(), type_, tenant, batch, trace_of(row))
+                add_event(connection, event, delay=0)
+
+    def _restart_segments(self, age: float) -> None:
+        """Announce again the segments of batches without a split for `age` seconds."""
+        with begin(self._engine) as connection:
+            stalled = connection.execute(_STALLED_SEGMENTS, {"age": age}).all()
+            subjects = sorted({format_batch_id(BatchId(row.id)) for row in stalled})
+            if stalled:
+                connection.execute(
+                    _FORGET_ANNOUNCED, {"types": [_SEGMENT.value], "subjects": subjects}
+                )
+            for row in stalled:
+                tenant, batch = TenantId(row.tenant_id), BatchId(row.id)
+                id_, trace = self._new_id(), trace_of(row)
+                event = segment_event(id_, _SEGMENT, tenant, batch, row.number, trace)
                 add_event(connection, event, delay=0)
 
     def _drop(self, connection: Connection, batches: Sequence[Any]) -> int:

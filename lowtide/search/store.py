@@ -69,7 +69,7 @@ FROM (
 CROSS JOIN LATERAL (SELECT * FROM batches WHERE id = t.batch_id OFFSET 0) b
 ORDER BY t.value, b.id DESC
 """  # noqa: S608
-# Requests that are not indexed yet are those of the few batches in the backlog.
+# Requests that are not indexed yet are those of the few segments in the backlog.
 _CUSTOM_IDS = f"""
 SELECT c.line, c.custom_id, {_BATCH}, {{tenant_name}} AS tenant_name
 FROM (
@@ -79,10 +79,11 @@ FROM (
       WHERE tenant_id = o.id AND custom_id >= :text AND custom_id < :beyond AND {WITH_DATA}
       ORDER BY custom_id, batch_id DESC LIMIT :limit) c
     UNION ALL
-    SELECT r.* FROM (SELECT batch_id FROM search_backlog b WHERE {{of_tenant}} true) w
+    SELECT r.* FROM (
+      SELECT batch_id, first_line, last_line FROM search_backlog b WHERE {{of_tenant}} true) w
     CROSS JOIN LATERAL (
       SELECT batch_id, line, custom_id FROM requests
-      WHERE batch_id = w.batch_id
+      WHERE batch_id = w.batch_id AND line BETWEEN w.first_line AND w.last_line
         AND custom_id COLLATE "C" >= :text AND custom_id COLLATE "C" < :beyond
       ORDER BY custom_id COLLATE "C" LIMIT :limit) r
   ) either

@@ -13,11 +13,11 @@ from sqlalchemy import text
 from lowtide.batches import store as batches_store
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, new_id
 from lowtide.files import store as files_store
-from lowtide.pipeline import final_store
+from lowtide.pipeline import final_store, split_store
 from lowtide.planning.escalation import Move
 from lowtide.queue import claiming, draining
 from lowtide.queue import store as queue_store
-from lowtide.scheduler import plan
+from lowtide.scheduler import plan, sweep
 from tests.plans import analyzed, plan_nodes
 from tests.worlds import World, emptied
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LINES = 5000
 BATCHES = 8
-BIG = {"queue", "claims", "tallies", "requests", "results", "batches", "files"}
+BIG = {"queue", "claims", "tallies", "requests", "results", "batches", "files", "segments"}
 KEDA = Path(__file__).parents[2] / "keda"
 
 
@@ -51,6 +51,11 @@ def loaded(shared_database: Database) -> World:
              status, created_at)
            SELECT gen_random_uuid(), :tenant, 'batch', 'f', 1, 1, '', 'k', 'processed', now()
            FROM generate_series(1, 2000)""",
+        """INSERT INTO segments (batch_id, number, tenant_id, first_line, lines, index_start,
+             index_end, split_at)
+           SELECT id, number, tenant_id, 1, 100, 0, 0, CASE WHEN status = 'completed' OR number < 3
+             THEN now() END
+           FROM batches, generate_series(1, 20) AS number""",
         """INSERT INTO requests SELECT id, line, :tenant, line * 100, 90, line::text
            FROM unnest(cast(:ids AS uuid[])) AS id, generate_series(1, :lines) AS line""",
         """INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
@@ -123,6 +128,18 @@ def test_lane_search_probes_queue_index(loaded: World) -> None:
     assert _scanned(nodes) == set()
     assert "queue_claim" in _indexes(nodes)
     assert "Sort" not in _kinds(nodes)
+
+
+def test_stalled_segments_are_found_by_batch(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, sweep.STALLED_SEGMENTS, age=60)
+    assert _scanned(nodes) == set()
+    assert {"segments_pkey", "segments_to_split"} <= _indexes(nodes)
+    assert "Sort" not in _kinds(nodes)
+
+
+def test_next_segment_is_found_by_key(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, split_store.SEGMENT, batch=_any_batch(loaded), number=7)
+    assert _scanned(nodes) == set()
 
 
 @pytest.mark.parametrize("statement", [queue_store.FINISH, queue_store.TAKE_BACK])

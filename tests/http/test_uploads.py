@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 from lowtide.core.errors import Conflict, Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, format_file_id, new_id, now, parse_upload_id
+from lowtide.files.index import index_key
 from lowtide.files.lines import LineReader
 from lowtide.objects.store import ObstoreObjects, ObstoreWriter
 from lowtide.tenants.keys import hash_key
@@ -93,6 +94,12 @@ def _error(response: Any, status: int, param: str | None) -> str:
     error = response.json["error"]
     assert error["param"] == param
     return str(error["message"])
+
+
+def _objects_of(file: str) -> set[str]:
+    """Return the keys of a file's object and of its index."""
+    key = f"files/{file.removeprefix('file-')}"
+    return {key, index_key(key)}
 
 
 def test_new_upload_is_pending_for_an_hour(api: Api) -> None:
@@ -459,7 +466,7 @@ def test_completed_upload_takes_no_part_and_is_not_cancelled(api: Api, world: Wo
     assert "is completed" in _error(_add(api, created["id"], b"x"), 409, "upload_id")
     assert "delete its file" in _error(_cancel(api, created["id"]), 409, "upload_id")
     _sweep(api, world)
-    assert api.object_keys() == {f"files/{file.removeprefix('file-')}"}
+    assert api.object_keys() == _objects_of(file)
     assert api("GET", f"/v1/files/{file}/content").data == CONTENT
 
 
@@ -557,7 +564,7 @@ def test_completion_can_be_repeated_after_crash_at_any_step(
     file = _complete(api, created["id"], ids).json["file"]["id"]
     _age(world, 6 * HOUR)
     _sweep(api, world)
-    assert api.object_keys() == {f"files/{file.removeprefix('file-')}"}
+    assert api.object_keys() == _objects_of(file)
     assert api("GET", f"/v1/files/{file}/content").data == CONTENT
 
 

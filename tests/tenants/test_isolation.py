@@ -59,12 +59,6 @@ def _fill(world: World, tenant: TenantId) -> None:
         "INSERT INTO orphan_objects VALUES (:key, :tenant, now())", key=str(tenant), tenant=tenant
     )
     _upload(world, tenant)
-    world.run(
-        "INSERT INTO segments (batch_id, number, tenant_id, first_line, lines, index_start, index_end) "
-        "VALUES (:batch, 1, :tenant, 1, 8, 0, 0)",
-        batch=batch,
-        tenant=tenant,
-    )
     # The delay keeps these requests from being claimed while the other tenant is filled.
     world.run("UPDATE queue SET available_at = now() + interval '1 h'")
 

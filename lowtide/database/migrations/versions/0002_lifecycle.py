@@ -51,6 +51,13 @@ GRANT SELECT ON upload_parts TO lowtide_operator;
 GRANT UPDATE (due_at) ON orphan_objects TO lowtide_api;
 """
 
+FILES = """
+-- The index of a file is an object, too (lowtide.files.index); segments is a list of [lines, start,
+-- end], where start and end are positions in it. A file that is not indexed has neither.
+ALTER TABLE files ADD COLUMN model text, ADD COLUMN index_key text, ADD COLUMN segments jsonb,
+  ADD CONSTRAINT files_indexed CHECK ((index_key IS NULL) = (segments IS NULL));
+"""
+
 SEGMENTS = f"""
 -- A segment is a run of about 50,000 requests of a batch: `lines` of them from first_line on. Split
 -- and finalize work one at a time. Its rows in the file's index are the bytes from index_start up to
@@ -77,6 +84,23 @@ CREATE INDEX segments_to_split ON segments (batch_id, number) WHERE split_at IS 
 {isolated("segments")}
 GRANT SELECT ON segments TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON segments TO lowtide_worker;
+"""
+
+SEGMENTS_OF_BATCHES = """
+-- Batches of the previous release have one each, which is split. The owner sees every batch.
+ALTER TABLE segments NO FORCE ROW LEVEL SECURITY;
+INSERT INTO segments (batch_id, number, tenant_id, first_line, lines, index_start, index_end, split_at)
+SELECT id, 1, tenant_id, 1, total, 0, 0, coalesce(in_progress_at, created_at)
+FROM batches WHERE total > 0;
+ALTER TABLE segments FORCE ROW LEVEL SECURITY;
+"""
+
+SEARCH = """
+-- Requests from first_line up to last_line wait to be indexed: a segment of their batch. The defaults
+-- are the whole batch, for a split of the previous release.
+ALTER TABLE search_backlog ADD COLUMN first_line integer NOT NULL DEFAULT 1,
+  ADD COLUMN last_line integer NOT NULL DEFAULT 2147483647,
+  DROP CONSTRAINT search_backlog_pkey, ADD PRIMARY KEY (batch_id, first_line);
 """
 
 _ENDED = "status IN ('completed', 'failed', 'expired', 'cancelled')"
@@ -372,7 +396,7 @@ CROSS JOIN LATERAL (
 GRANT SELECT ON request_states, batch_states TO lowtide_api, lowtide_worker, lowtide_operator;
 """
 
-SCHEMA = (UPLOADS, SEGMENTS, RETENTION, PARTITIONS)
+SCHEMA = (UPLOADS, FILES, SEGMENTS, SEGMENTS_OF_BATCHES, SEARCH, RETENTION, PARTITIONS)
 
 
 def upgrade() -> None:
