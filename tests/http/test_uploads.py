@@ -312,9 +312,7 @@ def test_number_of_parts_has_an_exact_limit_in_parallel(
     assert len(api.object_keys()) == 6
 
 
-def test_upload_that_is_full_is_still_completed(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_upload_that_is_full_is_still_completed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("service", "store"):
         monkeypatch.setattr(f"lowtide.uploads.{module}.MAX_PARTS", len(LINES))
     created = _create(api)
