@@ -43,7 +43,8 @@ MAX_RUNNING: Final = 8
 """Max concurrent parts of all pages; docs/operations.md has the memory they need."""
 CHUNK_BYTES: Final = 1 << 20
 _MAX_BODY_BYTES: Final = 1 << 20
-_CHECKS: Final = 4
+# Each check holds a request of the max size twice.
+_CHECKS: Final = 2
 # Until an outage of the database or the object store has ended, the parts are kept.
 _RETRY_DELAYS: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
 

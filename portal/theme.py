@@ -148,7 +148,8 @@ kbd { display: inline-block; padding: 1px 8px; border: 1px solid var(--line); bo
   overflow-wrap: anywhere; font-size: 12.5px; background: var(--code); border-radius: 8px; }
 .drop-zone { border: 2px dashed var(--line); border-radius: 10px; }
 .drop-zone.over { border-color: var(--accent); }
-.drop-message { margin: 0 12px 12px; }
+.drop-message { margin: 12px; }
+.drop-progress .q-linear-progress, .drop .q-btn { color: var(--accent); }
 .drop { position: relative; padding: 34px 20px; display: flex; flex-direction: column; gap: 6px;
   align-items: center; text-align: center; }
 .drop.choose:hover, .drop.choose:focus-within, .over .drop { background: color-mix(in srgb, var(--track) 45%, transparent); }
@@ -382,6 +383,7 @@ h1 { overflow-wrap: anywhere; }
 .errors .count { font-weight: 650; white-space: nowrap; color: var(--bad-ink); }
 .banner.plain { background: var(--info); color: var(--info-ink); }
 .files { display: flex; flex-wrap: wrap; gap: 6px 16px; }
+.file { display: flex; flex-direction: column; }
 .tabs { display: flex; flex-wrap: wrap; gap: 4px; padding: 12px 20px; }
 .table-tools { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: center;
   justify-content: space-between; border-bottom: 1px solid var(--line); }

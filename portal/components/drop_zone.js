@@ -37,13 +37,13 @@ export default {
           <span class="muted small">{{ progress }}</span>
           <span class="small" role="status">{{ trouble }}</span>
         </div>
-        <q-btn outline no-caps color="primary" label="Cancel" @click="cancel"></q-btn>
+        <q-btn outline no-caps label="Cancel" @click="cancel"></q-btn>
       </div>
-      <div v-if="message" class="banner drop-message" role="alert">{{ message }}</div>
+      <div v-if="message" class="banner drop-message" :class="{ plain }" role="alert">{{ message }}</div>
     </div>`,
   props: { path: String, token: String, maxBytes: Number, rejection: String, hint: String },
   data() {
-    return { file: null, over: false, message: "", trouble: "", sent: 0, speed: 0 };
+    return { file: null, over: false, message: "", plain: false, trouble: "", sent: 0, speed: 0 };
   },
   computed: {
     share() {
@@ -84,17 +84,19 @@ export default {
       if (this.file === null) this.take([...event.dataTransfer.files]);
     },
     take(files) {
+      this.plain = false;
       if (files.length === 0) return;
       if (files.length > 1 || files[0].size > this.maxBytes) this.message = this.rejection;
       else this.upload(files[0]);
     },
     cancel() {
       this.stop?.();
+      this.plain = true;
       this.message = `The upload of ${this.file.name} was cancelled. Nothing was stored.`;
     },
     async upload(file) {
       const aborting = new AbortController();
-      Object.assign(this, { file, message: "", trouble: "", sent: 0, speed: 0 });
+      Object.assign(this, { file, message: "", plain: false, trouble: "", sent: 0, speed: 0 });
       this.stop = () => aborting.abort();
       this.loaded = new Map();
       this.samples = [];

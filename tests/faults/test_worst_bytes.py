@@ -366,4 +366,13 @@ def test_portal_stays_within_memory_limit(
         visit.page.goto(f"{portal.url}/dead-letters")
         visit.page.get_by_role("button", name="View 1").click()
         visit.page.get_by_role("dialog").get_by_text("Last response").wait_for()
+        large = folder.parent / "large.jsonl"
+        large.write_bytes(b"\n".join(longest_file()[:3]))
+        # Their parts are more than may run at once.
+        pages = [visit.tab() for _ in range(3)]
+        for page in pages:
+            page.goto(f"{portal.url}/upload")
+            page.get_by_label("Input file").set_input_files(large)
+        for page in pages:
+            page.get_by_text("Ready", exact=True).wait_for(timeout=300_000)
     assert_within_limit("portal", portal.process.pid)
