@@ -56,7 +56,7 @@ SELECT code, message, count(*) AS lines, min(line) AS first_line FROM (
   FROM results WHERE batch_id = :batch AND NOT succeeded ORDER BY line LIMIT :most
 ) f GROUP BY code, message ORDER BY lines DESC, first_line LIMIT :limit
 """
-_FILES = text("SELECT id, bytes FROM files WHERE id = ANY(cast(:ids AS uuid[]))")
+_FILES = text("SELECT id, bytes, expires_at FROM files WHERE id = ANY(cast(:ids AS uuid[]))")
 _FILE = text("""
 SELECT f.* FROM batches b
 JOIN files f ON f.id = CASE :role WHEN 'input' THEN b.input_file_id
@@ -292,5 +292,7 @@ def _files(connection: Connection, batch: Batch) -> tuple[BatchFile, ...]:
     )
     ids = {role: file for role, file in files if file is not None}
     rows = connection.execute(_FILES, {"ids": list(ids.values())})
-    sizes = {row.id: row.bytes for row in rows}
-    return tuple(BatchFile(role, file, sizes.get(file)) for role, file in ids.items())
+    found = {row.id: (row.bytes, row.expires_at) for row in rows}
+    return tuple(
+        BatchFile(role, file, *found.get(file, (None, None))) for role, file in ids.items()
+    )

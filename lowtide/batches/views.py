@@ -139,6 +139,7 @@ class BatchFile:
     role: str
     id: FileId
     bytes: int | None = None
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

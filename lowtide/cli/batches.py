@@ -76,13 +76,18 @@ def submit(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Upload a file and create a batch."""
+    """Upload a file and create a batch.
+
+    A file above 64 MiB is sent in parts. If that is interrupted, run the command again: it sends
+    only what is missing.
+    """
     from lowtide.cli import client as api
+    from lowtide.cli.progress import UploadProgress
 
     with api_errors():
         client = connect(url, key, data_dir)
         start = time.monotonic()
-        batch = api.submit(client, file, window=window, user=user)
+        batch = api.submit(client, file, window=window, user=user, progress=UploadProgress(ERR))
         if not (watch_it or out):
             print_json(batch.to_dict()) if as_json else say(batch.id)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from bisect import bisect_right
 from contextlib import contextmanager, suppress
@@ -204,6 +205,8 @@ class ObstoreObjects:
         """Delete objects; unknown keys are ignored."""
         if not keys:
             return
+        if self._folder is not None:
+            _remove_staged(self._folder, keys)
         try:
             obstore.delete(self._store, list(keys))
         except FileNotFoundError:
@@ -228,8 +231,9 @@ class ObstoreObjects:
 class ObstoreWriter:
     """An object being written; an exception inside the block leaves nothing behind.
 
-    A killed process leaves nothing under the key either, but a staging file (`key#1` in a folder)
-    or an open multipart upload, which the bucket's lifecycle rule should expire.
+    A killed process leaves nothing under the key either, but a staging file (`key#1` in a folder),
+    which goes when the key is deleted, or an open multipart upload, which the bucket's lifecycle
+    rule should expire.
     """
 
     def __init__(self, store: Any, key: str, folder: Path | None) -> None:
@@ -348,6 +352,14 @@ def _remote(url: str, environment: Mapping[str, str]) -> Any:
         options["allow_http"] = True
     retries: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
     return from_url(url, client_options=options, retry_config=retries)
+
+
+def _remove_staged(folder: Path, keys: Sequence[str]) -> None:
+    """Remove the staging files that killed processes left."""
+    for key in keys:
+        path = folder / key
+        for staged in path.parent.glob(f"{glob.escape(path.name)}#*"):
+            staged.unlink(missing_ok=True)
 
 
 def _sync(folder: Path, key: str) -> None:

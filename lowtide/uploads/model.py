@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MAX_PART_BYTES: Final = 64 * 1024 * 1024
 """The largest part, which OpenAI's client sends by default."""
+MAX_PARTS: Final = 10_000
+"""The most parts of an upload: at their largest, they hold 640 GiB."""
 UPLOAD_SECONDS: Final = 3600
 """The time after which a pending upload expires, as at OpenAI."""
 
@@ -46,6 +48,13 @@ class PartedUpload:
     expires_at: datetime
     file: FileId | None = None
     parts: Sequence[PartId] | None = None
+    part_count: int = 0
+    part_bytes: int = 0
+
+    @property
+    def max_part_bytes(self) -> int:
+        """The most bytes of all parts: each may be sent twice, as an answer may be lost."""
+        return 2 * self.size + MAX_PART_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +71,7 @@ class Part:
 
 class UploadEnded(Exception):
     """An upload that is no longer pending."""
+
+
+class UploadFull(Exception):
+    """An upload that can take no further part of this size."""

@@ -13,10 +13,12 @@ from lowtide.files.lines import NO_BYTES, checksum_of
 from lowtide.files.service import check_purpose, shown_filename
 from lowtide.uploads.model import (
     MAX_PART_BYTES,
+    MAX_PARTS,
     UPLOAD_SECONDS,
     Part,
     PartedUpload,
     UploadEnded,
+    UploadFull,
     UploadStatus,
 )
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from lowtide.core.ids import TenantId
     from lowtide.files.model import StoredFile
-    from lowtide.files.service import Files
+    from lowtide.files.service import Checked, Files
     from lowtide.files.store import FileStore
     from lowtide.objects.store import ObjectStore
     from lowtide.uploads.store import UploadStore
@@ -92,16 +94,21 @@ class PartUpload:
             raise PayloadTooLarge(
                 f"The part is larger than {MAX_PART_BYTES} bytes: send smaller parts.", param="data"
             )
+        if self._upload.part_bytes + self._size > self._upload.max_part_bytes:
+            raise _full(self._upload)
         self._checksum = checksum_of(chunk, self._checksum)
         self._writer.write(chunk)
 
     def finish(self) -> Part:
-        """Complete the object and record the part; raises Conflict if the upload has ended."""
+        """Complete the object and record the part.
+
+        Raises Conflict if the upload has ended, and PayloadTooLarge if it is full.
+        """
         self._stack.close()
         part = Part(self._part, self._upload.id, self._size, self._checksum, self._key, self._now)
         tenant = self._upload.tenant
         try:
-            self._uploads.add_part(tenant, part)
+            self._uploads.add_part(self._upload, part)
         except Unavailable:
             # The commit may have succeeded: the object stays until its upload ends.
             raise
@@ -110,6 +117,8 @@ class PartUpload:
             self._files.removed(tenant, self._key)
             if isinstance(error, UploadEnded):
                 raise _ended(self._uploads.get(tenant, self._upload.id)) from error
+            if isinstance(error, UploadFull):
+                raise _full(self._upload) from error
             raise
         return part
 
@@ -166,10 +175,15 @@ class Uploads:
         return upload
 
     def part(self, tenant: TenantId, upload_id: UploadId) -> PartUpload:
-        """Start a part, a context manager; raises NotFound, or Conflict if the upload has ended."""
+        """Start a part, a context manager.
+
+        Raises NotFound, Conflict if the upload has ended, and PayloadTooLarge if it is full.
+        """
         upload = self._uploads.get(tenant, upload_id)
         if upload.status is not UploadStatus.PENDING:
             raise _ended(upload)
+        if upload.part_count >= MAX_PARTS:
+            raise _full(upload)
         return PartUpload(
             self._uploads,
             self._files,
@@ -187,9 +201,11 @@ class Uploads:
         *,
         md5: str | None,
         actor: str,
+        watch: Callable[[Checked], None] = lambda _: None,
     ) -> tuple[PartedUpload, StoredFile | None]:
         """Make the file of the named parts, in their order; return the upload with it.
 
+        `watch` gets the progress of the checks after each part, and their result before the commit.
         Completing again with the same parts returns the same file, None once it is deleted. Raises
         NotFound, InvalidRequest for parts that do not make the file, and Conflict if the upload has
         ended otherwise.
@@ -199,7 +215,7 @@ class Uploads:
             parts = _select(self._uploads.parts(tenant, upload_id), names)
             _check_size(upload, parts)
             try:
-                self._assemble(upload, parts, md5, actor)
+                self._assemble(upload, parts, md5, actor, watch)
             except (UploadEnded, PartLost):
                 # Another call ended the upload meanwhile, or the parts are really lost.
                 upload = self._uploads.get(tenant, upload_id)
@@ -225,11 +241,17 @@ class Uploads:
         return upload
 
     def _assemble(
-        self, upload: PartedUpload, parts: Sequence[Part], md5: str | None, actor: str
+        self,
+        upload: PartedUpload,
+        parts: Sequence[Part],
+        md5: str | None,
+        actor: str,
+        watch: Callable[[Checked], None],
     ) -> None:
         """Stream the parts into a file, checked like any other upload."""
 
         def add(file: StoredFile, actor: str | None) -> None:
+            watch(whole.checked)
             self._uploads.complete(upload.id, [part.id for part in parts], file, actor)
 
         digest = hashlib.md5(usedforsecurity=False)
@@ -238,6 +260,7 @@ class Uploads:
                 for chunk in self._read(part):
                     digest.update(chunk)
                     whole.write(chunk)
+                watch(whole.checked)
             if md5 is not None and md5.lower() != digest.hexdigest():
                 raise InvalidRequest(
                     f"The parts have the MD5 {digest.hexdigest()}, not {md5.lower()}: check the "
@@ -291,6 +314,14 @@ def _lost(part: Part) -> PartLost:
     return PartLost(
         f"Part {format_part_id(part.id)!r} no longer has the bytes that were sent: send it again.",
         param="part_ids",
+    )
+
+
+def _full(upload: PartedUpload) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"An upload of {upload.size} bytes takes at most {MAX_PARTS} parts with "
+        f"{upload.max_part_bytes} bytes together: send larger parts, or create another upload.",
+        param="data",
     )
 
 

@@ -11,7 +11,14 @@ from lowtide.core.ids import FileId, PartId, TenantId, UploadId, format_file_id,
 from lowtide.database.connections import acting_for
 from lowtide.files.store import add_expected_file
 from lowtide.tenants.audit import note
-from lowtide.uploads.model import Part, PartedUpload, UploadEnded, UploadStatus
+from lowtide.uploads.model import (
+    MAX_PARTS,
+    Part,
+    PartedUpload,
+    UploadEnded,
+    UploadFull,
+    UploadStatus,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,12 +34,15 @@ VALUES (:id, :tenant, :filename, :bytes, :file_expires_after, :created_at, :expi
 """)
 _GET = text("""
 SELECT id, tenant_id, filename, bytes, file_expires_after, created_at, expires_at, file_id, part_ids,
+  part_count, part_bytes,
   CASE WHEN status = 'pending' AND expires_at <= now() THEN 'expired' ELSE status END AS status
 FROM uploads WHERE id = :id
 """)
-# FOR SHARE: parts are added in parallel, but not while the upload ends.
-_IS_PENDING = text("""
-SELECT 1 FROM uploads WHERE id = :id AND status = 'pending' AND expires_at > now() FOR SHARE
+# Locks the upload: parts are counted one at a time, and none is added while the upload ends.
+_COUNT_PART = text("""
+UPDATE uploads SET part_count = part_count + 1, part_bytes = part_bytes + :bytes
+WHERE id = :id AND status = 'pending' AND expires_at > now()
+  AND part_count < :max_parts AND part_bytes + :bytes <= :max_bytes
 """)
 _ADD_PART = text("""
 INSERT INTO upload_parts (id, upload_id, tenant_id, bytes, checksum, object_key, created_at)
@@ -79,20 +89,27 @@ class UploadStore:
         with acting_for(self._engine, tenant) as connection:
             return _get(connection, upload)
 
-    def add_part(self, tenant: TenantId, part: Part) -> None:
-        """Record a part whose object is complete; raises UploadEnded."""
+    def add_part(self, upload: PartedUpload, part: Part) -> None:
+        """Record a part whose object is complete; raises UploadEnded, or UploadFull."""
         parameters = {
             "id": part.id,
-            "upload": part.upload,
-            "tenant": tenant,
+            "upload": upload.id,
+            "tenant": upload.tenant,
             "bytes": part.size,
             "checksum": part.checksum,
             "object_key": part.object_key,
             "created_at": part.created_at,
         }
-        with acting_for(self._engine, tenant) as connection:
-            if connection.execute(_IS_PENDING, {"id": part.upload}).one_or_none() is None:
-                raise UploadEnded
+        bounds = {
+            "id": upload.id,
+            "bytes": part.size,
+            "max_parts": MAX_PARTS,
+            "max_bytes": upload.max_part_bytes,
+        }
+        with acting_for(self._engine, upload.tenant) as connection:
+            if not connection.execute(_COUNT_PART, bounds).rowcount:
+                is_pending = _get(connection, upload.id).status is UploadStatus.PENDING
+                raise UploadFull if is_pending else UploadEnded
             connection.execute(_ADD_PART, parameters)
 
     def parts(self, tenant: TenantId, upload: UploadId) -> Sequence[Part]:
@@ -142,6 +159,8 @@ def _get(connection: Connection, upload: UploadId) -> PartedUpload:
         expires_at=row.expires_at,
         file=None if row.file_id is None else FileId(row.file_id),
         parts=None if row.part_ids is None else [PartId(part) for part in row.part_ids],
+        part_count=row.part_count,
+        part_bytes=row.part_bytes,
     )
 
 

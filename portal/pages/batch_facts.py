@@ -15,7 +15,7 @@ from lowtide.planning.reasons import describe
 from portal.components.basics import badge, moment_label, pool_badge, sla_of, status_of_batch
 from portal.components.batch_table import cost_text, parts_of
 from portal.downloads import FAILED_INPUTS
-from portal.formats import absolute, counted, duration, number, size, utc
+from portal.formats import absolute, counted, day, duration, number, size, utc
 from portal.theme import Tone
 
 if TYPE_CHECKING:
@@ -327,6 +327,9 @@ def files(batch_files: Sequence[BatchFile], batch: Batch) -> None:
             if file.bytes is None:
                 ui.label(f"{name}: deleted or expired").classes("muted")
             else:
-                ui.link(f"{name}, {size(file.bytes)}", f"{folder}/{file.role}")
+                with ui.element("div").classes("file"):
+                    ui.link(f"{name}, {size(file.bytes)}", f"{folder}/{file.role}")
+                    if file.expires_at is not None:
+                        ui.label(f"Deleted on {day(file.expires_at)}").classes("muted small")
         if batch.ended_at is not None and batch.failed:
             ui.link("Download failed inputs", f"{folder}/{FAILED_INPUTS}")

@@ -288,6 +288,46 @@ def test_part_is_not_held_in_memory(api: Api, monkeypatch: pytest.MonkeyPatch) -
     assert max(sizes) <= 1 << 18
 
 
+def test_bytes_of_all_parts_have_an_exact_limit_in_parallel(
+    api: Api, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowtide.uploads.model.MAX_PART_BYTES", 100)
+    created = _create(api, 200)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: _add(api, created["id"], b"x" * 80), range(16)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 6 + [413] * 10
+    assert "at most 10000 parts with 500 bytes together" in _error(
+        _add(api, created["id"], b"x" * 21), 413, "data"
+    )
+    assert _add(api, created["id"], b"x" * 20).status_code == 200
+    assert world.value("SELECT part_bytes FROM uploads") == 500
+    sizes = [(api.objects / key).stat().st_size for key in api.object_keys()]
+    assert sorted(sizes) == [20, *[80] * 6]
+
+
+def test_number_of_parts_has_an_exact_limit_in_parallel(
+    api: Api, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("service", "store"):
+        monkeypatch.setattr(f"lowtide.uploads.{module}.MAX_PARTS", 6)
+    created = _create(api)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: _add(api, created["id"], b"x"), range(10)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 6 + [413] * 4
+    assert "at most 6 parts" in _error(_add(api, created["id"], b"x"), 413, "data")
+    assert world.value("SELECT part_count FROM uploads") == 6
+    assert len(api.object_keys()) == 6
+
+
+def test_upload_that_is_full_is_still_completed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("service", "store"):
+        monkeypatch.setattr(f"lowtide.uploads.{module}.MAX_PARTS", len(LINES))
+    created = _create(api)
+    ids = _parts(api, created["id"], LINES)
+    assert _add(api, created["id"], b"x").status_code == 413
+    assert _complete(api, created["id"], ids).status_code == 200
+
+
 def test_parts_of_another_size_are_refused_with_both_numbers(api: Api, world: World) -> None:
     created = _create(api)
     ids = _parts(api, created["id"], LINES)

@@ -235,6 +235,15 @@ def test_folder_keeps_no_staging_files(tmp_path: Path) -> None:
     assert files_in(tmp_path) == [KEY]
 
 
+def test_deletion_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
+    objects = ObstoreObjects(tmp_path.as_uri())
+    put(objects, LARGE)
+    for name in (f"{KEY}#1", f"{KEY}#2", f"{KEY}0"):
+        (tmp_path / name).write_bytes(b"x")
+    objects.delete([KEY, "unknown/key"])
+    assert files_in(tmp_path) == [f"{KEY}0"]
+
+
 def test_files_and_folders_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     real = os.fsync

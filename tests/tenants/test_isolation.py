@@ -76,7 +76,7 @@ def _upload(world: World, tenant: TenantId) -> None:
         now + timedelta(hours=1),
     )
     uploads.create(upload)
-    uploads.add_part(tenant, Part(PartId(new_id()), upload.id, 1, 0, "parts/x", now))
+    uploads.add_part(upload, Part(PartId(new_id()), upload.id, 1, 0, "parts/x", now))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ down_revision = "0001"
 UPLOADS = f"""
 -- Uploads in parts. After expires_at, one that is pending is expired; a day later its row goes. A
 -- completed one keeps its file's id, though the file may be deleted, and its parts in their order.
+-- part_count and part_bytes are those of all parts added so far, which are limited.
 CREATE TABLE uploads (
   id uuid PRIMARY KEY,
   tenant_id uuid NOT NULL REFERENCES tenants (id),
@@ -23,13 +24,14 @@ CREATE TABLE uploads (
   expires_at timestamptz NOT NULL,
   file_id uuid,
   part_ids uuid[],
+  part_count integer NOT NULL DEFAULT 0,
+  part_bytes bigint NOT NULL DEFAULT 0,
   CONSTRAINT uploads_completed CHECK (
     (status = 'completed') = (file_id IS NOT NULL) AND (file_id IS NULL) = (part_ids IS NULL))
 );
 CREATE INDEX uploads_expiring ON uploads (expires_at);
 {isolated("uploads")}
-GRANT SELECT, INSERT, UPDATE ON uploads TO lowtide_api;
-GRANT SELECT ON uploads TO lowtide_operator;
+GRANT SELECT, INSERT, UPDATE ON uploads TO lowtide_api, lowtide_operator;
 GRANT SELECT, DELETE ON uploads TO lowtide_worker;
 
 -- The object of a part is in orphan_objects before its first byte is written, until it is deleted.
@@ -44,11 +46,10 @@ CREATE TABLE upload_parts (
 );
 CREATE INDEX upload_parts_of_upload ON upload_parts (upload_id);
 {isolated("upload_parts")}
-GRANT SELECT, INSERT ON upload_parts TO lowtide_api;
-GRANT SELECT ON upload_parts TO lowtide_operator;
+GRANT SELECT, INSERT ON upload_parts TO lowtide_api, lowtide_operator;
 
 -- The end of an upload makes the objects of its parts due.
-GRANT UPDATE (due_at) ON orphan_objects TO lowtide_api;
+GRANT UPDATE (due_at) ON orphan_objects TO lowtide_api, lowtide_operator;
 """
 
 FILES = """
