@@ -173,6 +173,7 @@ class App:
     @cached_property
     def scheduler(self) -> Scheduler:
         """The scheduler, which runs ticks."""
+        from lowtide.batches.erasure import Eraser
         from lowtide.queue.rates import RateStore
         from lowtide.scheduler.plan import PlanStore
         from lowtide.scheduler.samples import SampleRecorder
@@ -195,6 +196,7 @@ class App:
             RateStore(self.database),
             SampleRecorder(self.database),
             SearchIndexer(self.database),
+            Eraser(self.database),
             self.objects,
             self.publisher,
             rules,

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from lowtide.uploads.service import Uploads
 
 
+_ERASE_SECONDS = 0.5
+
+
 def line_limits(settings: Settings) -> Limits:
     """Return the limits on input files."""
     return Limits(max_lines=settings.max_batch_lines, max_line_bytes=settings.max_line_bytes)
@@ -105,10 +108,12 @@ class Services:
     @cached_property
     def files(self) -> Files:
         """The service that uploads, lists, reads and deletes files."""
+        from lowtide.batches.erasure import Eraser
         from lowtide.files.service import Files, UploadLimits
         from lowtide.files.store import FileStore
 
         settings = self._settings
+        eraser = Eraser(self._database)
         limits = UploadLimits(
             settings.max_file_bytes,
             settings.file_expiry,
@@ -119,6 +124,7 @@ class Services:
             FileStore(self._database),
             self._objects(),
             limits,
+            erase=lambda tenant: eraser.erase(seconds=_ERASE_SECONDS, tenant=tenant),
             new_id=new_id,
             clock=now,
             tracer=self._tracer,
@@ -169,11 +175,16 @@ class Services:
     @cached_property
     def requests(self) -> Requests:
         """The requests and results of batches."""
+        from lowtide.batches.answers import AnswerReader
         from lowtide.batches.request_store import RequestStore
         from lowtide.batches.service import Requests
         from lowtide.batches.store import BatchStore
 
-        return Requests(BatchStore(self._database), RequestStore(self._database))
+        return Requests(
+            BatchStore(self._database),
+            RequestStore(self._database),
+            AnswerReader(self._objects()),
+        )
 
     @cached_property
     def forecaster(self) -> Forecaster:

@@ -100,6 +100,13 @@ def received(event: CloudEvent, tracer: Tracer) -> Iterator[None]:
             raise
 
 
+def segment_of(event: CloudEvent) -> int | None:
+    """Return the number of the segment that an event is about; None if it is about a batch."""
+    data = event.get_data()
+    number = data.get("segment") if isinstance(data, dict) else None
+    return number if type(number) is int else None
+
+
 def batch_of(event: CloudEvent) -> BatchId | None:
     """Return the batch of an event.
 

@@ -22,6 +22,7 @@ class EventType(StrEnum):
     BATCH_CREATED = "dev.lowtide.batch.created"
     BATCH_DRAINED = "dev.lowtide.batch.drained"
     BATCH_COMPLETED = "dev.lowtide.batch.completed"
+    SEGMENT_DRAINED = "dev.lowtide.segment.drained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,15 @@ def batch_event(
     tenant: TenantId,
     batch: BatchId,
     trace: TraceContext | None = None,
+    *,
+    segment: int | None = None,
 ) -> Event:
-    """Return an event about a batch."""
+    """Return an event about a batch, or about one of its segments."""
     public_id = format_batch_id(batch)
-    return Event(id_, type_, tenant, public_id, {"batch_id": public_id}, trace)
+    data: dict[str, object] = {"batch_id": public_id}
+    if segment is not None:
+        data["segment"] = segment
+    return Event(id_, type_, tenant, public_id, data, trace)
 
 
 class EventSink(Protocol):

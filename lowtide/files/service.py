@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -193,6 +193,7 @@ class Files:
         objects: ObjectStore,
         limits: UploadLimits,
         *,
+        erase: Callable[[TenantId], object],
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
         tracer: Tracer = UNTRACED,
@@ -200,6 +201,7 @@ class Files:
         self._files = files
         self._objects = objects
         self._limits = limits
+        self._erase = erase
         self._new_id = new_id
         self._clock = clock
         self._tracer = tracer
@@ -265,14 +267,18 @@ class Files:
         return files[:limit], len(files) > limit
 
     def delete(self, tenant: TenantId, file: FileId, actor: str) -> None:
-        """Delete a file, recorded in the audit log; raises NotFound.
+        """Delete a file and what it held, recorded in the audit log; raises NotFound.
 
-        Its bytes stay while an active batch reads them.
+        The bytes of an input stay while an active batch reads them. What other tables hold of many
+        requests, the scheduler erases after this call.
         """
-        key = self._files.remove(tenant, file, actor)
-        if key is not None:
-            self._objects.delete([key])
-            self._files.removed(tenant, key)
+        keys = self._files.remove(tenant, file, actor)
+        if keys:
+            self._objects.delete(keys)
+            for key in keys:
+                self._files.removed(tenant, key)
+        with suppress(Unavailable):  # the scheduler erases the rest
+            self._erase(tenant)
 
 
 def check_purpose(purpose: str | None) -> None:

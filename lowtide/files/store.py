@@ -46,9 +46,19 @@ SELECT EXISTS (SELECT 1 FROM batches WHERE input_file_id = :id
   AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
 """)
 _REMOVE = text("DELETE FROM files WHERE id = :id")
+_INDEX_KEY = text("SELECT to_jsonb(f) ->> 'index_key' FROM files f WHERE id = :id")
 _ADD_ORPHAN = text("""
-INSERT INTO orphan_objects (object_key, tenant_id, due_at)
-VALUES (:key, :tenant, now() + make_interval(secs => :after)) ON CONFLICT DO NOTHING
+INSERT INTO orphan_objects (object_key, tenant_id, due_at, beside)
+VALUES (:key, :tenant, now() + make_interval(secs => :after), :beside)
+ON CONFLICT (object_key) DO UPDATE SET due_at = least(orphan_objects.due_at, excluded.due_at)
+""")
+# Before the deletion of the file, which forgets its batches.
+_ERASE = text("""
+INSERT INTO erasures (batch_id, tenant_id, part)
+SELECT id, tenant_id, 'output' FROM batches WHERE output_file_id = :id
+UNION ALL SELECT id, tenant_id, 'error' FROM batches WHERE error_file_id = :id
+UNION ALL SELECT id, tenant_id, 'input' FROM batches WHERE input_file_id = :id
+ON CONFLICT DO NOTHING
 """)
 _REMOVE_ORPHAN = text("DELETE FROM orphan_objects WHERE object_key = :key")
 # A longer upload is lost: the scheduler deletes its object as an orphan.
@@ -84,6 +94,22 @@ def add_expected_file(connection: Connection, file: StoredFile) -> None:
     connection.execute(_REMOVE_ORPHAN, {"key": file.object_key})
 
 
+def add_orphan(
+    connection: Connection,
+    tenant: TenantId,
+    key: str,
+    seconds: float,
+    *,
+    beside: str | None = None,
+) -> None:
+    """Record an object that the scheduler deletes after `seconds`, unless a file owns it by then.
+
+    One `beside` another object stays until that may go.
+    """
+    parameters = {"key": key, "tenant": tenant, "after": seconds, "beside": beside}
+    connection.execute(_ADD_ORPHAN, parameters)
+
+
 def file_not_found(file: FileId) -> NotFound:
     """Return the error for a file that this tenant does not have."""
     return NotFound(f"File {format_file_id(file)!r} not found: check the id.", param="id")
@@ -102,9 +128,8 @@ class FileStore:
 
         Unless it is recorded as a file, the scheduler deletes it after `seconds`.
         """
-        parameters = {"key": object_key, "tenant": tenant, "after": seconds}
         with acting_for(self._engine, tenant) as connection:
-            connection.execute(_ADD_ORPHAN, parameters)
+            add_orphan(connection, tenant, object_key, seconds)
 
     def add(self, file: StoredFile, actor: str | None = None) -> None:
         """Record a file whose object is complete; `actor` is recorded in the audit log."""
@@ -142,22 +167,26 @@ class FileStore:
             )
             return [file_of(row) for row in rows]
 
-    def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> str | None:
-        """Delete a file's record; return its object's key, or None while an active batch reads it.
+    def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> Sequence[str]:
+        """Delete a file's record; return the keys of its objects, none while a batch reads them.
 
-        Raises NotFound. The scheduler deletes the object once no active batch reads it.
+        Raises NotFound. The scheduler deletes the objects once no active batch reads them, and
+        erases what tables hold of the file.
         """
         with acting_for(self._engine, tenant) as connection:
             row = connection.execute(_LOCK, {"id": file}).one_or_none()
             if row is None:
                 raise file_not_found(file)
             is_read: bool = connection.execute(_IS_READ, {"id": file}).scalar_one()
+            index_key = connection.execute(_INDEX_KEY, {"id": file}).scalar_one()
+            connection.execute(_ERASE, {"id": file})
             connection.execute(_REMOVE, {"id": file})
-            orphan = {"key": row.object_key, "tenant": tenant, "after": 0}
-            connection.execute(_ADD_ORPHAN, orphan)
+            keys = [str(row.object_key)] + ([] if index_key is None else [str(index_key)])
+            for key in keys:
+                add_orphan(connection, tenant, key, 0, beside=row.object_key)
             if actor is not None:
                 note(connection, tenant, actor, "files.delete", [format_file_id(file)])
-        return None if is_read else str(row.object_key)
+        return [] if is_read else keys
 
     def removed(self, tenant: TenantId, object_key: str) -> None:
         """Drop the orphan record of an object that was deleted from the store."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
+from lowtide.batches.erasure import Eraser
 from lowtide.core.errors import Unavailable
 from lowtide.core.pools import Pool
 from lowtide.events.model import EventType
@@ -54,6 +55,7 @@ def _scheduler(
         RateStore(world.worker),
         SampleRecorder(world.worker),
         SearchIndexer(world.worker),
+        Eraser(world.worker),
         store or ObstoreObjects("memory://"),
         publisher,
         rules,

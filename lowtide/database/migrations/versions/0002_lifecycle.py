@@ -48,7 +48,7 @@ GRANT SELECT, INSERT ON upload_parts TO lowtide_api;
 GRANT SELECT ON upload_parts TO lowtide_operator;
 
 -- The end of an upload makes the objects of its parts due.
-GRANT UPDATE (due_at) ON orphan_objects TO lowtide_api;
+GRANT UPDATE (due_at) ON orphan_objects TO lowtide_api, lowtide_operator;
 """
 
 SEGMENTS = f"""
@@ -79,7 +79,38 @@ GRANT SELECT ON segments TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON segments TO lowtide_worker;
 """
 
-SCHEMA = (UPLOADS, SEGMENTS)
+ERASURE = f"""
+-- What the scheduler still has to erase of a batch, in sets of requests: it is done up to after_line.
+-- `bodies` are those of the results of a closed batch, which its files have. The other parts follow
+-- the deletion of a file: `output` and `error` are the answers in it, `input` the custom_ids, once
+-- the batch has ended.
+CREATE TABLE erasures (
+  batch_id uuid NOT NULL,
+  part text NOT NULL CHECK (part IN ('bodies', 'output', 'error', 'input')),
+  tenant_id uuid NOT NULL,
+  due_at timestamptz NOT NULL DEFAULT now(),
+  after_line integer NOT NULL DEFAULT 0,
+  PRIMARY KEY (batch_id, part)
+);
+{isolated("erasures")}
+GRANT SELECT, INSERT, UPDATE, DELETE ON erasures TO lowtide_api, lowtide_operator, lowtide_worker;
+
+-- The most frequent errors of a closed batch, counted before its bodies go. Errors of batches that
+-- run are counted when they are read.
+ALTER TABLE batches ADD COLUMN top_errors jsonb;
+
+-- An object beside another one, whose key is `beside`, stays as long as that.
+ALTER TABLE orphan_objects ADD COLUMN beside text;
+
+-- A deletion erases at once what one set holds, as whoever deletes.
+GRANT UPDATE (body, error_message) ON results TO lowtide_api, lowtide_operator;
+GRANT UPDATE (error_message) ON dead_letters TO lowtide_api, lowtide_operator;
+GRANT UPDATE (detail) ON request_events TO lowtide_api, lowtide_operator;
+GRANT UPDATE (custom_id) ON requests TO lowtide_api, lowtide_operator;
+GRANT DELETE ON custom_ids TO lowtide_api, lowtide_operator, lowtide_worker;
+"""
+
+SCHEMA = (UPLOADS, SEGMENTS, ERASURE)
 
 
 def upgrade() -> None:
