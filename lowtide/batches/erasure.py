@@ -107,7 +107,7 @@ WHERE s.batch_id = :batch AND EXISTS (
 ON CONFLICT (object_key) DO UPDATE SET due_at = least(orphan_objects.due_at, excluded.due_at)
 """)
 _SET_SECONDS: Final = 0.05
-_FIRST_SET, _LARGEST_SET = 500, 5000
+_FIRST_SET, _SMALLEST_SET, _LARGEST_SET = 500, 100, 5000
 
 
 class Eraser:
@@ -141,7 +141,7 @@ class Eraser:
                 return False
             self._erase(connection, row)
         taken = max(time.monotonic() - began, 0.001)
-        self._lines = max(100, min(_LARGEST_SET, int(self._lines * _SET_SECONDS / taken)))
+        self._lines = max(_SMALLEST_SET, min(_LARGEST_SET, int(self._lines * _SET_SECONDS / taken)))
         return True
 
     def _transaction(self, tenant: TenantId | None) -> AbstractContextManager[Connection]:

@@ -135,7 +135,7 @@ DELETE FROM uploads WHERE ctid = ANY(ARRAY(
 """)
 # True of an object of a file, and of the answers' index of a batch that still has a file.
 _IS_OWNED = """(EXISTS (SELECT 1 FROM files WHERE id =
-      cast(substring(o.object_key FROM '^(?:files|joined)/([0-9a-f]{32})') AS uuid))
+      cast(substring(o.object_key FROM '^[a-z]+/([0-9a-f]{32})') AS uuid))
     OR EXISTS (SELECT 1 FROM batches WHERE id =
         cast(substring(o.object_key FROM '^answers/([0-9a-f]{32})/') AS uuid)
       AND (output_file_id IS NOT NULL OR error_file_id IS NOT NULL
