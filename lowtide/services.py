@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from lowtide.uploads.service import Uploads
 
 
-_ERASE_SECONDS = 0.5
-
-
 def line_limits(settings: Settings) -> Limits:
     """Return the limits on input files."""
     return Limits(max_lines=settings.max_batch_lines, max_line_bytes=settings.max_line_bytes)
@@ -108,12 +105,10 @@ class Services:
     @cached_property
     def files(self) -> Files:
         """The service that uploads, lists, reads and deletes files."""
-        from lowtide.batches.erasure import Eraser
         from lowtide.files.service import Files, UploadLimits
         from lowtide.files.store import FileStore
 
         settings = self._settings
-        eraser = Eraser(self._database)
         limits = UploadLimits(
             settings.max_file_bytes,
             settings.file_expiry,
@@ -124,7 +119,6 @@ class Services:
             FileStore(self._database),
             self._objects(),
             limits,
-            erase=lambda tenant: eraser.erase(seconds=_ERASE_SECONDS, tenant=tenant),
             new_id=new_id,
             clock=now,
             tracer=self._tracer,

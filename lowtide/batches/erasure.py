@@ -10,12 +10,10 @@ from sqlalchemy import text
 
 from lowtide.batches.detail_store import ERRORS
 from lowtide.batches.views import ERRORS_FROM, MAX_ERRORS
-from lowtide.core.ids import BatchId, TenantId
-from lowtide.database.connections import acting_for, begin
+from lowtide.core.ids import BatchId
+from lowtide.database.connections import begin
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from sqlalchemy import Connection, Engine
 
 
@@ -25,12 +23,10 @@ NEXT = """
 SELECT e.batch_id, e.tenant_id, e.part, e.after_line,
   (SELECT max(line) FROM requests WHERE batch_id = e.batch_id) AS last_line
 FROM erasures e
-WHERE e.due_at <= now()
-  AND (cast(:tenant AS uuid) IS NULL OR e.tenant_id = :tenant AND e.part <> 'bodies')
-  AND (e.part <> 'input'
-  OR NOT EXISTS (SELECT 1 FROM search_backlog WHERE batch_id = e.batch_id)
-    AND EXISTS (SELECT 1 FROM batches WHERE id = e.batch_id
-      AND status IN ('completed', 'failed', 'expired', 'cancelled')))
+WHERE e.due_at <= now() AND (e.part <> 'input'
+  OR (SELECT 1 FROM search_backlog WHERE batch_id = e.batch_id) IS NULL
+    AND (SELECT status FROM batches WHERE id = e.batch_id)
+      IN ('completed', 'failed', 'expired', 'cancelled'))
 ORDER BY e.part = 'bodies', e.due_at LIMIT 1 FOR UPDATE OF e SKIP LOCKED
 """
 _NEXT = text(NEXT)
@@ -120,32 +116,26 @@ class Eraser:
         self._engine = engine
         self._lines = _FIRST_SET
 
-    def erase(self, *, seconds: float = math.inf, tenant: TenantId | None = None) -> int:
-        """Erase due sets until `seconds` pass or none is left; return the number of sets.
-
-        With a `tenant` those of the files that it deleted.
-        """
+    def erase(self, *, seconds: float = math.inf) -> int:
+        """Erase due sets until `seconds` pass or none is left; return the number of sets."""
         end = time.monotonic() + seconds
         sets = 0
-        while self._step(tenant):
+        while self._step():
             sets += 1
             if time.monotonic() >= end:
                 break
         return sets
 
-    def _step(self, tenant: TenantId | None) -> bool:
+    def _step(self) -> bool:
         began = time.monotonic()
-        with self._transaction(tenant) as connection:
-            row = connection.execute(_NEXT, {"tenant": tenant}).one_or_none()
+        with begin(self._engine) as connection:
+            row = connection.execute(_NEXT).one_or_none()
             if row is None:
                 return False
             self._erase(connection, row)
         taken = max(time.monotonic() - began, 0.001)
         self._lines = max(_SMALLEST_SET, min(_LARGEST_SET, int(self._lines * _SET_SECONDS / taken)))
         return True
-
-    def _transaction(self, tenant: TenantId | None) -> AbstractContextManager[Connection]:
-        return begin(self._engine) if tenant is None else acting_for(self._engine, tenant)
 
     def _erase(self, connection: Connection, row: Any) -> None:
         batch, part, after = BatchId(row.batch_id), row.part, row.after_line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -193,7 +193,6 @@ class Files:
         objects: ObjectStore,
         limits: UploadLimits,
         *,
-        erase: Callable[[TenantId], object],
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
         tracer: Tracer = UNTRACED,
@@ -201,7 +200,6 @@ class Files:
         self._files = files
         self._objects = objects
         self._limits = limits
-        self._erase = erase
         self._new_id = new_id
         self._clock = clock
         self._tracer = tracer
@@ -269,16 +267,14 @@ class Files:
     def delete(self, tenant: TenantId, file: FileId, actor: str) -> None:
         """Delete a file and what it held, recorded in the audit log; raises NotFound.
 
-        The bytes of an input stay while an active batch reads them. What other tables hold of many
-        requests, the scheduler erases after this call.
+        Nothing reads its answers from now on. The bytes of an input stay while an active batch
+        reads them; what tables hold of its requests, the next ticks erase.
         """
         keys = self._files.remove(tenant, file, actor)
         if keys:
             self._objects.delete(keys)
             for key in keys:
                 self._files.removed(tenant, key)
-        with suppress(Unavailable):  # the scheduler erases the rest
-            self._erase(tenant)
 
 
 def check_purpose(purpose: str | None) -> None:

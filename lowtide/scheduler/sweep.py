@@ -121,9 +121,11 @@ WITH expired AS (
 )
 INSERT INTO erasures (batch_id, tenant_id, part)
 SELECT b.* FROM expired e CROSS JOIN LATERAL (
-  SELECT id, tenant_id, 'output' AS part FROM batches WHERE output_file_id = e.id
-  UNION ALL SELECT id, tenant_id, 'error' FROM batches WHERE error_file_id = e.id
-  UNION ALL SELECT id, tenant_id, 'input' FROM batches WHERE input_file_id = e.id
+  (SELECT id, tenant_id, 'output' AS part FROM batches WHERE output_file_id = e.id OFFSET 0)
+  UNION ALL
+  (SELECT id, tenant_id, 'error' FROM batches WHERE error_file_id = e.id OFFSET 0)
+  UNION ALL
+  (SELECT id, tenant_id, 'input' FROM batches WHERE input_file_id = e.id OFFSET 0)
 ) b
 ON CONFLICT DO NOTHING
 """
@@ -133,13 +135,15 @@ DELETE FROM uploads WHERE ctid = ANY(ARRAY(
   SELECT ctid FROM uploads WHERE expires_at <= now() - interval '1 day'
   ORDER BY expires_at LIMIT :limit))
 """)
-# True of an object of a file, and of the answers' index of a batch that still has a file.
-_IS_OWNED = """(EXISTS (SELECT 1 FROM files WHERE id =
-      cast(substring(o.object_key FROM '^[a-z]+/([0-9a-f]{32})') AS uuid))
-    OR EXISTS (SELECT 1 FROM batches WHERE id =
-        cast(substring(o.object_key FROM '^answers/([0-9a-f]{32})/') AS uuid)
-      AND (output_file_id IS NOT NULL OR error_file_id IS NOT NULL
-        OR status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))))"""
+# True of an object of a file, and of the answers' index of a batch that still has a file. Scalar
+# subqueries stay lookups by key, whatever the statistics.
+_IS_OWNED = """coalesce(
+    (SELECT true FROM files WHERE id =
+      cast(substring(o.object_key FROM '^[a-z]+/([0-9a-f]{32})') AS uuid)),
+    (SELECT output_file_id IS NOT NULL OR error_file_id IS NOT NULL
+        OR status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+      FROM batches WHERE id =
+        cast(substring(o.object_key FROM '^answers/([0-9a-f]{32})/') AS uuid)), false)"""
 # Locked first: a deletion of the file makes them orphans again, and must not be missed.
 _OWNED = text(f"""
 SELECT object_key FROM orphan_objects o WHERE due_at <= now() AND {_IS_OWNED}

@@ -26,7 +26,7 @@ from tests.worlds import Running, done, gate, together
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lowtide.core.ids import BatchId, TenantId
+    from lowtide.core.ids import BatchId
     from tests.worlds import World
 
 
@@ -269,18 +269,6 @@ def test_concurrent_erasures_end_with_nothing_left(closed: Closed, world: World)
     assert (closed.parts(), closed.bodies()) == (set(), [])
 
 
-def test_tenant_erases_its_deletions_only(world: World, tmp_path: Path) -> None:
-    closed = Closed(world, tmp_path)
-    closed.make_bodies_due()
-    closed.delete("output")
-    for role in ("api", "operator"):
-        other: TenantId = world.tenant(f"other of {role}")
-        assert Eraser(world.database.engine(role)).erase(tenant=other) == 0
-    assert Eraser(world.database.engine("api")).erase(tenant=DEFAULT_TENANT) == 1
-    assert closed.parts() == {"bodies"}
-    assert closed.bodies() == [3, 6, 9]
-
-
 def test_request_without_custom_id_is_listed(closed: Closed, eraser: Eraser, world: World) -> None:
     closed.delete("input")
     eraser.erase()
@@ -292,10 +280,10 @@ def test_request_without_custom_id_is_listed(closed: Closed, eraser: Eraser, wor
 def test_sets_are_bounded(closed: Closed, world: World) -> None:
     requests = 20_000
     for statement in (
-        "INSERT INTO requests (batch_id, tenant_id, line, start, length, custom_id)"
-        " SELECT :batch, :tenant, n, 0, 1, n::text FROM generate_series(11, :last) n",
-        "INSERT INTO results SELECT :batch, :tenant, :batch, now(), now(), n, 1, 1, 200, 1, 0, true,"
-        " false, false, 'spot', 'r', repeat('x', 900) FROM generate_series(11, :last) n",
+        """INSERT INTO requests (batch_id, tenant_id, line, start, length, custom_id)
+           SELECT :batch, :tenant, n, 0, 1, n::text FROM generate_series(11, :last) n""",
+        """INSERT INTO results SELECT :batch, :tenant, :batch, now(), now(), n, 1, 1, 200, 1, 0, true,
+             false, false, 'spot', 'r', repeat('x', 900) FROM generate_series(11, :last) n""",
     ):
         world.run(statement, batch=closed.batch, tenant=DEFAULT_TENANT, last=requests)
     closed.make_bodies_due()

@@ -41,7 +41,6 @@ def _receive(
         FileStore(database.engine("operator")),
         ObstoreObjects(folder.as_uri()),
         limits,
-        erase=lambda _: None,
         new_id=new_id,
         clock=lambda: datetime.now(UTC),
     )

@@ -93,7 +93,8 @@ CREATE TABLE erasures (
   PRIMARY KEY (batch_id, part)
 );
 {isolated("erasures")}
-GRANT SELECT, INSERT, UPDATE, DELETE ON erasures TO lowtide_api, lowtide_operator, lowtide_worker;
+GRANT INSERT ON erasures TO lowtide_api, lowtide_operator;
+GRANT SELECT, INSERT, UPDATE, DELETE ON erasures TO lowtide_worker;
 
 -- The most frequent errors of a closed batch, counted before its bodies go. Errors of batches that
 -- run are counted when they are read.
@@ -101,13 +102,7 @@ ALTER TABLE batches ADD COLUMN top_errors jsonb;
 
 -- An object beside another one, whose key is `beside`, stays as long as that.
 ALTER TABLE orphan_objects ADD COLUMN beside text;
-
--- A deletion erases at once what one set holds, as whoever deletes.
-GRANT UPDATE (body, error_message) ON results TO lowtide_api, lowtide_operator;
-GRANT UPDATE (error_message) ON dead_letters TO lowtide_api, lowtide_operator;
-GRANT UPDATE (detail) ON request_events TO lowtide_api, lowtide_operator;
-GRANT UPDATE (custom_id) ON requests TO lowtide_api, lowtide_operator;
-GRANT DELETE ON custom_ids TO lowtide_api, lowtide_operator, lowtide_worker;
+GRANT DELETE ON custom_ids TO lowtide_worker;
 """
 
 SCHEMA = (UPLOADS, SEGMENTS, ERASURE)
