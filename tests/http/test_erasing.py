@@ -224,6 +224,20 @@ def test_readers_say_at_once_that_answers_are_deleted(story: Story, role: str, b
         assert ERROR in outputs.text
 
 
+def test_answers_of_batch_that_an_earlier_version_closed_are_deleted_too(
+    story: Story, caplog: pytest.LogCaptureFixture
+) -> None:
+    story.world.run("DELETE FROM segments")
+    path = f"/v1/batches/{story.id}/results"
+    assert ANSWER in story.api("GET", path).text
+    story.delete("output_file_id")
+    assert story.api("GET", path).status_code == 404
+    assert story.api("GET", f"{path}?after=9.9").status_code == 404
+    assert _details(story, 1).is_erased
+    story.tick()
+    assert ANSWER not in story.found(caplog)
+
+
 def _details(story: Story, number: int) -> Any:
     world, objects = story.world, story.objects
     services = story.api.app().services
