@@ -6,6 +6,7 @@
     python -m bench.ingest_steps validate FILE
     python -m bench.ingest_steps split BATCH_ID OWNER_URL
     python -m bench.ingest_steps drain BATCH_ID
+    python -m bench.ingest_steps enlarge BATCH_ID SEGMENTS
     python -m bench.ingest_steps finalize BATCH_ID
 
 Prints its figures as one JSON line.
@@ -58,6 +59,23 @@ DRAIN = """
 UPDATE batches SET status = 'finalizing', finalizing_at = now(), drained_at = now()
 WHERE id = :batch
 """
+# Repeats the requests of a drained batch, a segment for each time.
+ENLARGE = (
+    """INSERT INTO requests (batch_id, tenant_id, line, start, length, checksum, custom_id)
+       SELECT batch_id, tenant_id, line + :offset, start, length, checksum, custom_id || '-' || cast(:number AS text)
+       FROM requests WHERE batch_id = :batch AND line <= :lines""",
+    """INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
+         output_tokens, status_code, attempts, interruptions, succeeded, escalated, dead_lettered, pool,
+         request_id, body)
+       SELECT batch_id, tenant_id, lease_id, started_at, finished_at, line + :offset, input_tokens,
+         output_tokens, status_code, attempts, interruptions, succeeded, escalated, dead_lettered, pool,
+         request_id, body
+       FROM results WHERE batch_id = :batch AND line <= :lines""",
+    """INSERT INTO segments (batch_id, number, tenant_id, first_line, lines, index_start, index_end,
+         split_at)
+       SELECT id, :number, tenant_id, :offset + 1, :lines, 0, 0, now() FROM batches WHERE id = :batch
+       ON CONFLICT DO NOTHING""",
+)
 # COPY takes no parameters.
 RESULTS = """
 COPY (SELECT r.line, r.custom_id, f.status_code, f.request_id, f.body
@@ -148,13 +166,29 @@ def drain(name: str) -> dict[str, Any]:
     return {"batch": name}
 
 
+def enlarge(name: str, segments: str) -> dict[str, Any]:
+    """Make a drained batch one of several segments, each as large as it was."""
+    batch = _batch(name)
+    with APP.database.begin() as connection:
+        count = text("SELECT total FROM batches WHERE id = :batch")
+        lines: int = connection.execute(count, {"batch": batch}).scalar_one()
+        for number in range(1, int(segments) + 1):
+            for statement in ENLARGE if number > 1 else ENLARGE[2:]:
+                parameters = {"batch": batch, "lines": lines, "number": number}
+                connection.execute(text(statement), parameters | {"offset": (number - 1) * lines})
+        total = text("UPDATE batches SET total = :total WHERE id = :batch")
+        connection.execute(total, {"batch": batch, "total": lines * int(segments)})
+    return {"batch": name}
+
+
 def finalize(name: str) -> dict[str, Any]:
-    """Finalize a drained batch, then copy the same columns out."""
+    """Finalize a drained batch segment by segment, then copy the same columns out."""
     batch, finalizer = _batch(name), APP.finalizer
     found: dict[str, Any] = {}
     assert _completed(batch) == 0
     with measured(found):
-        finalizer.finalize(batch)
+        while not _completed(batch):
+            finalizer.finalize(batch)
     found["lines"] = _completed(batch)
     out, began = io.BytesIO(), time.perf_counter()
     with APP.database.begin() as connection:
@@ -202,6 +236,7 @@ if __name__ == "__main__":
         "validate": validate,
         "split": split,
         "drain": drain,
+        "enlarge": enlarge,
         "finalize": finalize,
     }
     print(json.dumps(steps[step](*arguments)))

@@ -176,6 +176,7 @@ class App:
     @cached_property
     def scheduler(self) -> Scheduler:
         """The scheduler, which runs ticks."""
+        from lowtide.batches.erasure import Eraser
         from lowtide.queue.rates import RateStore
         from lowtide.retention.partitions import PartitionStore
         from lowtide.retention.service import Retention, RetentionRules
@@ -206,6 +207,7 @@ class App:
                 RetentionStore(self.database),
                 RetentionRules(settings.batch_retention, settings.record_retention),
             ),
+            Eraser(self.database),
             self.objects,
             self.publisher,
             rules,

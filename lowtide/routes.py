@@ -367,7 +367,8 @@ READ = (
         Operation(
             "listResults",
             "Read results while the batch runs, in the order of their commits, as NDJSON in the "
-            "format of the output file. A page of long results has fewer than `limit`.",
+            "format of the output file. A page of long results has fewer than `limit`. Once the output "
+            "or the error file of the batch is deleted, the code is `answers_deleted`.",
             None,
             media="application/x-ndjson",
             parameters=(

@@ -169,11 +169,16 @@ class Services:
     @cached_property
     def requests(self) -> Requests:
         """The requests and results of batches."""
+        from lowtide.batches.answers import AnswerReader
         from lowtide.batches.request_store import RequestStore
         from lowtide.batches.service import Requests
         from lowtide.batches.store import BatchStore
 
-        return Requests(BatchStore(self._database), RequestStore(self._database))
+        return Requests(
+            BatchStore(self._database),
+            RequestStore(self._database),
+            AnswerReader(self._objects()),
+        )
 
     @cached_property
     def forecaster(self) -> Forecaster:

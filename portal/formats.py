@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 COOKIE: Final = "zone"
+NO_CUSTOM_ID: Final = "custom_id deleted"
+"""Shown for a request whose custom_id went with its input file."""
 
 
 def viewer_zone() -> tzinfo:

@@ -1,4 +1,4 @@
-"""`dev.lowtide.batch.drained`: write the output and error files and close the batch."""
+"""`dev.lowtide.batch.drained` and `dev.lowtide.segment.drained`: write files, close the batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import functions_framework
 
 from lowtide.app import App
-from lowtide.events.inbox import answer_without_body, batch_of, received
+from lowtide.events.inbox import answer_without_body, batch_of, received, segment_of
 
 if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
@@ -22,4 +22,4 @@ def finalize(event: CloudEvent) -> None:
     with received(event, app.tracer):
         batch = batch_of(event)
         if batch is not None:
-            app.finalizer.finalize(batch)
+            app.finalizer.finalize(batch, segment_of(event))

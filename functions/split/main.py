@@ -8,7 +8,6 @@ import functions_framework
 
 from lowtide.app import App
 from lowtide.events.inbox import answer_without_body, batch_of, received, segment_of
-from lowtide.events.model import EventType
 
 if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
@@ -21,9 +20,11 @@ answer_without_body()
 def split(event: CloudEvent) -> None:
     """Handle one event."""
     with received(event, app.tracer):
-        if event["type"] == EventType.SEGMENT_CREATED:
-            segment = segment_of(event)
-            if segment is not None:
-                app.splitter.split_segment(*segment)
-        elif (batch := batch_of(event)) is not None:
+        batch = batch_of(event)
+        if batch is None:
+            return
+        segment = segment_of(event)
+        if segment is None:
             app.splitter.split(batch)
+        else:
+            app.splitter.split_segment(batch, segment)

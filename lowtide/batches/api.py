@@ -10,7 +10,7 @@ from flask import Response
 from msgspec.structs import replace
 
 from lowtide.batches.model import BatchStatus, RequestStatus
-from lowtide.batches.results import ResultCursor, parse_cursor, render_all
+from lowtide.batches.results import ResultCursor, parse_cursor
 from lowtide.batches.service import BatchRequest
 from lowtide.core.errors import InvalidRequest, NotFound
 from lowtide.core.ids import (
@@ -100,7 +100,7 @@ def request_object(batch: BatchId, request: RequestState) -> types.Request:
     return types.Request(
         id=format_request_id(batch, request.line),
         line=request.line,
-        custom_id=request.custom_id,
+        custom_id=request.custom_id or None,
         status=request.status.value,
         dead_lettered=request.dead_lettered,
         pool=None if request.pool is None else request.pool.value,
@@ -296,9 +296,7 @@ def list_results(call: Call, batch_id: str) -> Response:
         "x-lowtide-cursor": str(page.cursor),
         "x-lowtide-complete": "true" if page.complete else "false",
     }
-    service = call.services.requests
-    blocks = render_all(batch, page.lines, lambda line: service.body(call.tenant, batch, line))
-    body = blocks if any(line.is_long for line in page.lines) else b"".join(blocks)
+    body = page.blocks if page.has_long else b"".join(page.blocks)
     return Response(body, headers=headers, mimetype="application/x-ndjson")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from lowtide.batches.answers import AnswerReader, AnswersGone
+from lowtide.batches.model import RequestStatus
 from lowtide.batches.views import (
     COUNTED,
     MAX_SHOWN,
@@ -23,10 +25,10 @@ if TYPE_CHECKING:
     from lowtide.batches.detail_store import BatchDetailStore
     from lowtide.batches.forecast import Forecaster
     from lowtide.batches.list_store import BatchListStore
-    from lowtide.batches.model import Batch, RequestStatus
+    from lowtide.batches.model import Batch
     from lowtide.batches.results import RequestState
     from lowtide.batches.store import BatchStore
-    from lowtide.batches.views import BatchMark, BatchOrder
+    from lowtide.batches.views import BatchMark, BatchOrder, LineRecord
     from lowtide.core.ids import BatchId, TenantId
     from lowtide.events.publisher import Publisher
     from lowtide.files.model import StoredFile
@@ -128,6 +130,7 @@ class BatchBrowser:
     ) -> None:
         self._details = details
         self._objects = objects
+        self._reader = AnswerReader(objects)
         self._forecaster = forecaster
 
     def details(self, principal: Principal, batch: BatchId) -> BatchDetails:
@@ -165,13 +168,35 @@ class BatchBrowser:
     def line(self, principal: Principal, batch: BatchId, line: int) -> LineDetails:
         """Return a request with the beginnings of its input and its response."""
         record = self._details.line(principal.tenant, batch, line)
+        is_erased = False
+        if record.was_answered:
+            try:
+                record = self._with_answer(principal, batch, record)
+            except AnswersGone:
+                record, is_erased = replace(record, body=None, body_bytes=0), True
+        content: bytes | None
         try:
             (content,) = self._objects.read_ranges(
                 record.input_key, [(record.start, min(record.length, MAX_SHOWN))]
             )
         except NotFound:
-            return LineDetails(record, None)
-        return LineDetails(record, content)
+            content = None
+        return LineDetails(record, content, is_erased)
+
+    def _with_answer(self, principal: Principal, batch: BatchId, record: LineRecord) -> LineRecord:
+        """Return the record with the response that the files of a closed batch have."""
+        files = self._details.answer_files(principal.tenant, batch)
+        if files is None:
+            return record
+        files.require_role("output" if record.state.status is RequestStatus.COMPLETED else "error")
+        if not files.segments:
+            return record
+        (place,) = self._reader.places(files, [record.state.line])
+        answer = self._reader.body(files, place, MAX_SHOWN)
+        if answer is None:
+            return record
+        pieces, size = answer
+        return replace(record, body=b"".join(pieces), body_bytes=size)
 
     def download(
         self, principal: Principal, batch: BatchId, role: str

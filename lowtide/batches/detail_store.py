@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from sqlalchemy import text
 
+from lowtide.batches.answer_store import answer_files
 from lowtide.batches.model import RequestStatus, data_ended
 from lowtide.batches.request_store import state_of
 from lowtide.batches.store import batch_of, bound_of
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
+    from lowtide.batches.answers import AnswerFiles
     from lowtide.batches.model import Batch
     from lowtide.batches.results import RequestState
     from lowtide.files.model import StoredFile
@@ -57,6 +60,7 @@ SELECT code, message, count(*) AS lines, min(line) AS first_line FROM (
 ) f GROUP BY code, message ORDER BY lines DESC, first_line LIMIT :limit
 """
 _FILES = text("SELECT id, bytes, expires_at FROM files WHERE id = ANY(cast(:ids AS uuid[]))")
+_COUNTED_ERRORS = text("SELECT cast(top_errors AS text) FROM batches WHERE id = :batch")
 _FILE = text("""
 SELECT f.* FROM batches b
 JOIN files f ON f.id = CASE :role WHEN 'input' THEN b.input_file_id
@@ -123,7 +127,7 @@ DEAD_LETTERS = {
 """The same for the dead letters among the failed requests."""
 LINE = f"""
 SELECT s.*, b.input_key, f.request_id, left(f.body, {MAX_SHOWN}) AS body,
-  coalesce(octet_length(f.body), 0) AS body_bytes, coalesce(f.input_tokens, 0) AS input_tokens,
+  f.status_code IS NOT NULL AS was_answered, coalesce(octet_length(f.body), 0) AS body_bytes, coalesce(f.input_tokens, 0) AS input_tokens,
   coalesce(f.output_tokens, 0) AS output_tokens, coalesce(f.lease_id, c.lease_id) AS lease_id
 FROM batches b
 CROSS JOIN LATERAL (
@@ -216,13 +220,19 @@ class BatchDetailStore:
                 start=row.start,
                 length=row.length,
                 request_id=row.request_id,
-                body=row.body,
+                was_answered=row.was_answered,
+                body=None if row.body is None else row.body.encode("utf-8", "surrogatepass"),
                 body_bytes=row.body_bytes,
                 input_tokens=row.input_tokens,
                 output_tokens=row.output_tokens,
                 worker=names.get(row.lease_id),
                 notes=_notes(connection, scope, rows),
             )
+
+    def answer_files(self, scope: TenantId | None, batch: BatchId) -> AnswerFiles | None:
+        """Return the files that hold a batch's answers; None if it is not closed."""
+        with reading_as(self._engine, scope) as connection:
+            return answer_files(connection, batch)
 
     def file(self, scope: TenantId | None, batch: BatchId, role: str, actor: str) -> StoredFile:
         """Return a file, and record its download in the audit log; raises NotFound."""
@@ -245,8 +255,17 @@ def _history(connection: Connection, batch: Batch) -> tuple[Sequence[Any], Seque
     if batch.data_ended_at is not None:
         return [], []
     notes = connection.execute(_NOTES, {"batch": batch.id, "limit": MAX_NOTES}).all()
-    parameters = {"batch": batch.id, "most": ERRORS_FROM, "limit": MAX_ERRORS}
-    return notes, connection.execute(_ERRORS, parameters).all() if batch.failed else []
+    return notes, _top_errors(connection, batch.id) if batch.failed else []
+
+
+def _top_errors(connection: Connection, batch: BatchId) -> Sequence[Sequence[Any]]:
+    """Return the most frequent errors: counted at the end of the batch, or else now."""
+    counted = connection.execute(_COUNTED_ERRORS, {"batch": batch}).scalar_one_or_none()
+    if counted is not None:
+        errors: list[list[Any]] = msgspec.json.decode(counted)
+        return errors
+    parameters = {"batch": batch, "most": ERRORS_FROM, "limit": MAX_ERRORS}
+    return connection.execute(_ERRORS, parameters).all()
 
 
 def _not_found(batch: BatchId) -> NotFound:

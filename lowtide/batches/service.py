@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from lowtide.batches.model import NewBatch
+from lowtide.batches.results import ResultPage, render_all
 from lowtide.core.durations import parse_window
 from lowtide.core.errors import InvalidRequest, NotFound
 from lowtide.core.ids import BatchId, format_batch_id, parse_file_id
@@ -15,15 +17,16 @@ from lowtide.events.model import EventType, batch_event
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
     from lowtide.batches.admission import AdmissionPolicy
+    from lowtide.batches.answers import AnswerFiles, AnswerReader
     from lowtide.batches.forecast import Forecaster
     from lowtide.batches.model import Batch, BatchStatus, RequestStatus
     from lowtide.batches.request_store import RequestStore
-    from lowtide.batches.results import RequestState, ResultCursor, ResultPage
+    from lowtide.batches.results import RequestState, ResultCursor
     from lowtide.batches.store import BatchStore
     from lowtide.core.ids import FileId, TenantId
     from lowtide.core.pools import Pool, Prices
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
+_PAGE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +218,10 @@ class Batches:
 class Requests:
     """The requests of tenants' batches."""
 
-    def __init__(self, batches: BatchStore, requests: RequestStore) -> None:
+    def __init__(self, batches: BatchStore, requests: RequestStore, reader: AnswerReader) -> None:
         self._batches = batches
         self._requests = requests
+        self._reader = reader
 
     def page(
         self,
@@ -250,12 +255,49 @@ class Requests:
     ) -> ResultPage:
         """Return up to `limit` results after `cursor`, and record the download in the audit log.
 
-        A page with long bodies has fewer results, and long bodies are omitted. Raises NotFound for
-        an unknown batch, and for one whose data has ended.
+        A page with long bodies has fewer results. Those of a closed batch are read from its files.
+        Raises NotFound for an unknown batch, and for one whose data has ended, and AnswersGone if a
+        file of it was deleted.
         """
         self._batches.get(tenant, batch).require_data()
-        return self._requests.results(tenant, batch, cursor, limit, actor)
+        files = self._requests.answer_files(tenant, batch)
+        if files is not None:
+            files.require()
+        if files is not None and files.segments:
+            page, count = self._results_in_files(tenant, files, cursor, limit)
+        else:
+            page, count = self._results_in_database(tenant, batch, cursor, limit)
+        if count:
+            self._requests.note_download(tenant, batch, count, actor)
+        return page
 
-    def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
-        """Yield a body that `results` omitted, in pieces; raises NotFound."""
-        return self._requests.body(tenant, batch, line)
+    def _results_in_database(
+        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int
+    ) -> tuple[ResultPage, int]:
+        rows, has_more = self._requests.results(tenant, batch, cursor, limit)
+        blocks = render_all(
+            batch,
+            [row.line for row in rows],
+            lambda line: self._requests.body(tenant, batch, line),
+        )
+        has_long = any(row.line.is_long for row in rows)
+        cursor = rows[-1].cursor if rows else cursor
+        return ResultPage(blocks, has_long, cursor, complete=not has_more), len(rows)
+
+    def _results_in_files(
+        self, tenant: TenantId, files: AnswerFiles, cursor: ResultCursor, limit: int
+    ) -> tuple[ResultPage, int]:
+        found = self._requests.finished(tenant, files.batch, cursor, limit)
+        places = self._reader.places(files, [position.line for position in found])
+        before = accumulate((place.length for place in places), initial=0)
+        count = sum(size < _PAGE_BYTES for size in list(before)[: len(places)])
+        places = places[:count]
+        return (
+            ResultPage(
+                self._reader.blocks(files, places),
+                any(place.is_long for place in places),
+                found[count - 1] if count else cursor,
+                complete=count == len(found) < limit,
+            ),
+            count,
+        )

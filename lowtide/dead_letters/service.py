@@ -10,6 +10,7 @@ from itertools import chain, groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from lowtide.batches.answers import AnswerReader, AnswersGone
 from lowtide.batches.results import encode_escaped, render_all
 from lowtide.core.errors import Conflict, InvalidRequest, NotFound
 from lowtide.core.ids import format_batch_id
@@ -49,7 +50,8 @@ class Content(StrEnum):
 class ShownLetter:
     """A letter with its line, None if the input file is gone, and its last response.
 
-    `line` and `body` yield pieces, once; `line_bytes` and `body_bytes` are their sizes.
+    `line` and `body` yield pieces, once; `line_bytes` and `body_bytes` are their sizes. The response
+    of an `is_erased` letter was deleted with the batch's error file.
     """
 
     letter: DeadLetter
@@ -58,6 +60,7 @@ class ShownLetter:
     answer: FinishedLine
     body: Iterator[bytes] | None
     body_bytes: int
+    is_erased: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class DeadLetters:
         self._letters = letters
         self._requeues = requeues
         self._objects = objects
+        self._reader = AnswerReader(objects)
         self._max_letters = max_letters
 
     def page(
@@ -115,19 +119,33 @@ class DeadLetters:
             line = chain([next(pieces)], pieces)
         except (NotFound, Conflict):
             line = None
-        body: Iterator[bytes] | None = None
+        try:
+            body, size = self._body(tenant, place, answer) or (None, 0)
+        except AnswersGone:
+            return ShownLetter(record, line, place.length, answer, None, 0, is_erased=True)
+        return ShownLetter(record, line, place.length, answer, body, size)
+
+    def _body(
+        self, tenant: TenantId, letter: LetterLocation, answer: FinishedLine
+    ) -> tuple[Iterator[bytes], int] | None:
+        """Return the body of a last response and its size; None if there was no response."""
+        files = self._letters.answer_files(tenant, letter.batch)
+        if files is not None:
+            files.require_role("error")
+        if files is not None and files.segments:
+            (place,) = self._reader.places(files, [letter.line])
+            return self._reader.body(files, place)
         if answer.is_long:
-            body = map(str.encode, self._letters.body(tenant, *letter))
-        elif answer.body is not None:
-            body = iter([answer.body.encode()])
-        return ShownLetter(record, line, place.length, answer, body, place.answer_bytes)
+            pieces = self._letters.body(tenant, letter.batch, letter.line)
+            return map(str.encode, pieces), letter.answer_bytes
+        return None if answer.body is None else (iter([answer.body.encode()]), letter.answer_bytes)
 
     def download(
         self, tenant: TenantId, letter_filter: LetterFilter, content: Content, *, actor: str
     ) -> Iterator[bytes]:
         """Stream letters in order of batch and line, and record the download in the audit log.
 
-        Raises Conflict if an input file is gone.
+        Raises Conflict if an input file is gone, AnswersGone if an error file is.
         """
         if content is Content.INPUT:
             missing = self._letters.without_input(tenant, letter_filter)
@@ -164,10 +182,24 @@ class DeadLetters:
 
     def _outputs(self, tenant: TenantId, letter_filter: LetterFilter) -> Iterator[bytes]:
         for page in self._letters.places(tenant, letter_filter):
-            for block in in_blocks(page, (place.answer_bytes for place in page), _BLOCK_BYTES):
-                batch = block[0].batch
-                answers = self._letters.answers(tenant, batch, [place.line for place in block])
-                yield from render_all(batch, answers, partial(self._letters.body, tenant, batch))
+            for batch, places in groupby(page, key=attrgetter("batch")):
+                yield from self._outputs_of(tenant, batch, list(places))
+
+    def _outputs_of(
+        self, tenant: TenantId, batch: BatchId, letters: Sequence[LetterLocation]
+    ) -> Iterator[bytes]:
+        files = self._letters.answer_files(tenant, batch)
+        if files is not None:
+            files.require_role("error")
+        if files is not None and files.segments:
+            places = self._reader.places(files, [letter.line for letter in letters])
+            sizes = dict(zip(letters, places, strict=True))
+            for block in in_blocks(letters, (place.length for place in places), _BLOCK_BYTES):
+                yield from self._reader.blocks(files, [sizes[letter] for letter in block])
+            return
+        for block in in_blocks(letters, (letter.answer_bytes for letter in letters), _BLOCK_BYTES):
+            answers = self._letters.answers(tenant, batch, [letter.line for letter in block])
+            yield from render_all(batch, answers, partial(self._letters.body, tenant, batch))
 
 
 def select(

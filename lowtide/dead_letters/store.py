@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from lowtide.batches.answer_store import answer_files
 from lowtide.batches.model import data_ended
 from lowtide.batches.request_store import IS_LONG, SHORT_BODY, WITH_DATA, body_in_pieces
 from lowtide.batches.results import FinishedLine
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
+    from lowtide.batches.answers import AnswerFiles
     from lowtide.dead_letters.model import LetterFilter
 
 
@@ -237,6 +239,11 @@ class DeadLetterStore:
         parameters = {"tenant": tenant, "batch": batch, "lines": list(lines)}
         with acting_for(self._engine, tenant) as connection:
             return [FinishedLine(*row) for row in connection.execute(_ANSWERS, parameters)]
+
+    def answer_files(self, tenant: TenantId, batch: BatchId) -> AnswerFiles | None:
+        """Return the files that hold a batch's answers; None if it is not closed."""
+        with acting_for(self._engine, tenant) as connection:
+            return answer_files(connection, batch)
 
     def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
         """Yield a long body in pieces; raises NotFound."""

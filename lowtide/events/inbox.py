@@ -101,16 +101,11 @@ def received(event: CloudEvent, tracer: Tracer) -> Iterator[None]:
             raise
 
 
-def segment_of(event: CloudEvent) -> tuple[BatchId, int] | None:
-    """Return the batch and the number of a segment's event; None for a malformed one, as below."""
-    batch = batch_of(event)
-    if batch is None:
-        return None
-    segment = (event.get_data() or {}).get("segment")
-    if type(segment) is not int or not 0 < segment <= _LAST_SEGMENT:
-        _log.warning("event.malformed", extra={"event_id": str(event["id"])[:100]})
-        return None
-    return batch, segment
+def segment_of(event: CloudEvent) -> int | None:
+    """Return the number of the segment that an event is about; None if it is about a batch."""
+    data = event.get_data()
+    number = data.get("segment") if isinstance(data, dict) else None
+    return number if type(number) is int and 0 < number <= _LAST_SEGMENT else None
 
 
 def batch_of(event: CloudEvent) -> BatchId | None:

@@ -23,6 +23,7 @@ class EventType(StrEnum):
     SEGMENT_CREATED = "dev.lowtide.segment.created"
     BATCH_DRAINED = "dev.lowtide.batch.drained"
     BATCH_COMPLETED = "dev.lowtide.batch.completed"
+    SEGMENT_DRAINED = "dev.lowtide.segment.drained"
 
 
 @dataclass(frozen=True, slots=True)

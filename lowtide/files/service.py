@@ -275,9 +275,10 @@ class Files:
         return files[:limit], len(files) > limit
 
     def delete(self, tenant: TenantId, file: FileId, actor: str) -> None:
-        """Delete a file, recorded in the audit log; raises NotFound.
+        """Delete a file and what it held, recorded in the audit log; raises NotFound.
 
-        Its bytes stay while an active batch reads them.
+        Nothing reads its answers from now on. The bytes of an input stay while an active batch
+        reads them; what tables hold of its requests, the next ticks erase.
         """
         keys = self._files.remove(tenant, file, actor)
         if keys:

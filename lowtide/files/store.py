@@ -51,7 +51,16 @@ _REMOVE = text("DELETE FROM files WHERE id = :id")
 _ADD_ORPHANS = text("""
 INSERT INTO orphan_objects (object_key, tenant_id, due_at)
 SELECT key, :tenant, now() + make_interval(secs => :after) FROM unnest(cast(:keys AS text[])) AS key
-ORDER BY key ON CONFLICT DO NOTHING
+ORDER BY key
+ON CONFLICT (object_key) DO UPDATE SET due_at = least(orphan_objects.due_at, excluded.due_at)
+""")
+# Before the deletion of the file, which forgets its batches.
+_ERASE = text("""
+INSERT INTO erasures (batch_id, tenant_id, part)
+SELECT id, tenant_id, 'output' FROM batches WHERE output_file_id = :id
+UNION ALL SELECT id, tenant_id, 'error' FROM batches WHERE error_file_id = :id
+UNION ALL SELECT id, tenant_id, 'input' FROM batches WHERE input_file_id = :id
+ON CONFLICT DO NOTHING
 """)
 _REMOVE_ORPHANS = text("DELETE FROM orphan_objects WHERE object_key = ANY(:keys)")
 # A longer upload is lost: the scheduler deletes its object as an orphan.
@@ -91,6 +100,14 @@ def add_expected_file(connection: Connection, file: StoredFile) -> None:
     connection.execute(_REMOVE_ORPHANS, {"keys": keys})
 
 
+def add_orphans(
+    connection: Connection, tenant: TenantId, keys: Sequence[str], seconds: float
+) -> None:
+    """Record objects that the scheduler deletes after `seconds`, unless a file owns them by then."""
+    parameters = {"keys": list(keys), "tenant": tenant, "after": seconds}
+    connection.execute(_ADD_ORPHANS, parameters)
+
+
 def file_not_found(file: FileId) -> NotFound:
     """Return the error for a file that this tenant does not have."""
     return NotFound(f"File {format_file_id(file)!r} not found: check the id.", param="id")
@@ -116,9 +133,8 @@ class FileStore:
         scheduler deletes them after `seconds`.
         """
         keys = [object_key, *([index_key(object_key)] if indexed else [])]
-        parameters = {"keys": keys, "tenant": tenant, "after": seconds}
         with acting_for(self._engine, tenant) as connection:
-            connection.execute(_ADD_ORPHANS, parameters)
+            add_orphans(connection, tenant, keys, seconds)
 
     def add(self, file: StoredFile, actor: str | None = None) -> None:
         """Record a file whose object is complete; `actor` is recorded in the audit log."""
@@ -159,16 +175,18 @@ class FileStore:
     def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> Sequence[str]:
         """Delete a file's record; return the keys of its objects, none while a batch reads them.
 
-        Raises NotFound. The scheduler deletes the objects once no active batch reads them.
+        Raises NotFound. The scheduler deletes the objects once no active batch reads them, and
+        erases what tables hold of the file.
         """
         with acting_for(self._engine, tenant) as connection:
             row = connection.execute(_LOCK, {"id": file}).one_or_none()
             if row is None:
                 raise file_not_found(file)
             is_read: bool = connection.execute(_IS_READ, {"id": file}).scalar_one()
+            connection.execute(_ERASE, {"id": file})
             connection.execute(_REMOVE, {"id": file})
             keys = [key for key in (row.object_key, row.index_key) if key is not None]
-            connection.execute(_ADD_ORPHANS, {"keys": keys, "tenant": tenant, "after": 0})
+            add_orphans(connection, tenant, keys, 0)
             if actor is not None:
                 note(connection, tenant, actor, "files.delete", [format_file_id(file)])
         return [] if is_read else keys

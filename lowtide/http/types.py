@@ -401,7 +401,7 @@ class Request(msgspec.Struct, kw_only=True):
 
     id: str
     line: int
-    custom_id: str
+    custom_id: str | None
     status: Literal["Queued", "Running", "Completed", "Failed", "Expired", "Cancelled"]
     dead_lettered: bool
     pool: Literal["spot", "dedicated"] | None

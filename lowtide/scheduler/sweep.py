@@ -120,34 +120,70 @@ GROUP BY batch_id, pool, lease_id, tenant_id ORDER BY batch_id, pool, lease_id
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET failed = t.failed + excluded.failed,
   dead_lettered = t.dead_lettered + excluded.dead_lettered
 """)
-_EXPIRE_FILES = text("""
+# What a deletion of the file by a user would leave behind, too.
+EXPIRE_FILES = """
 WITH expired AS (
   DELETE FROM files WHERE ctid = ANY(ARRAY(
     SELECT f.ctid FROM files f
     WHERE f.expires_at <= now()
     ORDER BY f.expires_at LIMIT :limit FOR UPDATE SKIP LOCKED))
-  RETURNING object_key, index_key, tenant_id
+  RETURNING id, object_key, tenant_id, index_key
+), orphaned AS (
+  INSERT INTO orphan_objects (object_key, tenant_id, due_at)
+  SELECT key, tenant_id, now() FROM expired CROSS JOIN unnest(ARRAY[object_key, index_key]) AS key
+  WHERE key IS NOT NULL
+  ON CONFLICT (object_key) DO UPDATE SET due_at = least(orphan_objects.due_at, excluded.due_at)
 )
-INSERT INTO orphan_objects (object_key, tenant_id, due_at)
-SELECT key, tenant_id, now() FROM expired CROSS JOIN unnest(ARRAY[object_key, index_key]) AS key
-WHERE key IS NOT NULL ON CONFLICT DO NOTHING
-""")
+INSERT INTO erasures (batch_id, tenant_id, part)
+SELECT b.* FROM expired e CROSS JOIN LATERAL (
+  (SELECT id, tenant_id, 'output' AS part FROM batches WHERE output_file_id = e.id OFFSET 0)
+  UNION ALL
+  (SELECT id, tenant_id, 'error' FROM batches WHERE error_file_id = e.id OFFSET 0)
+  UNION ALL
+  (SELECT id, tenant_id, 'input' FROM batches WHERE input_file_id = e.id OFFSET 0)
+) b
+ON CONFLICT DO NOTHING
+"""
+_EXPIRE_FILES = text(EXPIRE_FILES)
 _FORGET_UPLOADS = text("""
 DELETE FROM uploads WHERE ctid = ANY(ARRAY(
   SELECT ctid FROM uploads WHERE expires_at <= now() - interval '1 day'
   ORDER BY expires_at LIMIT :limit))
 """)
+# True of an object of a file, and of the answers' index of a batch that still has a file. Scalar
+# subqueries stay lookups by key, whatever the statistics.
+_IS_OWNED = """coalesce(
+    (SELECT true FROM files WHERE id =
+      cast(substring(o.object_key FROM '^[a-z]+/([0-9a-f]{32})') AS uuid)),
+    (SELECT output_file_id IS NOT NULL OR error_file_id IS NOT NULL
+        OR status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+      FROM batches WHERE id =
+        cast(substring(o.object_key FROM '^answers/([0-9a-f]{32})/') AS uuid)), false)"""
+# Locked first: a deletion of the file makes them orphans again, and must not be missed.
+_OWNED = text(f"""
+SELECT object_key FROM orphan_objects o WHERE due_at <= now() AND {_IS_OWNED}
+ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
+""")  # noqa: S608
+_FORGET_OWNED = text(f"""
+DELETE FROM orphan_objects o WHERE object_key = ANY(:keys) AND {_IS_OWNED}
+""")  # noqa: S608
 # The input of an active batch stays until the batch ends, even if its file was deleted or expired.
-_ORPHAN_OBJECTS = text("""
-SELECT object_key FROM orphan_objects WHERE due_at <= now() AND object_key NOT IN (
-  SELECT unnest(ARRAY[input_key, 'indexes/' || input_key]) FROM batches
-  WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
+ORPHANS = f"""
+SELECT object_key FROM orphan_objects o WHERE due_at <= now() AND NOT {_IS_OWNED}
+  AND object_key NOT IN (
+    SELECT unnest(ARRAY[input_key, 'indexes/' || input_key]) FROM batches
+    WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
 ORDER BY due_at LIMIT :limit
-""")
+"""  # noqa: S608
+_ORPHAN_OBJECTS = text(ORPHANS)
 _FORGET_ORPHAN_OBJECTS = text("DELETE FROM orphan_objects WHERE object_key = ANY(:keys)")
 _LEASES_PER_SET = 40
 _SEGMENT = EventType.SEGMENT_CREATED
-_STEPS = [EventType.BATCH_CREATED.value, EventType.BATCH_DRAINED.value]
+_STEPS = [
+    EventType.BATCH_CREATED.value,
+    EventType.BATCH_DRAINED.value,
+    EventType.SEGMENT_DRAINED.value,
+]
 
 
 class SweepStore:
@@ -181,6 +217,9 @@ class SweepStore:
             connection.execute(_EXPIRE_FILES, {"limit": limit})
         with begin(self._engine) as connection:
             connection.execute(_FORGET_UPLOADS, {"limit": limit})
+        with begin(self._engine) as connection:
+            owned = connection.execute(_OWNED, {"limit": limit}).scalars().all()
+            connection.execute(_FORGET_OWNED, {"keys": list(owned)})
         with begin(self._engine) as connection:
             return connection.execute(_ORPHAN_OBJECTS, {"limit": limit}).scalars().all()
 

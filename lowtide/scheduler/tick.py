@@ -21,6 +21,7 @@ from lowtide.scheduler.samples import PoolLevel
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from lowtide.batches.erasure import Eraser
     from lowtide.events.publisher import Publisher
     from lowtide.objects.store import ObjectStore
     from lowtide.planning.demand import Capacity, PoolScale, Rate
@@ -38,6 +39,7 @@ _ORPHANS_PER_TICK = 200
 _AUDITS_PER_TICK = 1000
 _INDEXED_PER_TICK = 100_000
 _INDEX_SECONDS = 2.0
+_ERASE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Scheduler:
         recorder: SampleRecorder,
         indexer: SearchIndexer,
         retention: Retention,
+        eraser: Eraser,
         objects: ObjectStore,
         publisher: Publisher,
         rules: TickRules,
@@ -92,6 +95,7 @@ class Scheduler:
         self._recorder = recorder
         self._indexer = indexer
         self._retention = retention
+        self._eraser = eraser
         self._objects = objects
         self._publisher = publisher
         self._rules = rules
@@ -123,6 +127,8 @@ class Scheduler:
             self._sweeps.trim_audit(retention=self._rules.audit_kept, limit=_AUDITS_PER_TICK)
         with _failure_logged_as("search.not_indexed"):
             self._indexer.index(limit=_INDEXED_PER_TICK, seconds=_INDEX_SECONDS)
+        with _failure_logged_as("erasure.failed"):
+            self._eraser.erase(seconds=_ERASE_SECONDS)
         self._end_data()
         _log_report(report)
         return report

@@ -15,7 +15,7 @@ from lowtide.batches.model import (
     SLA_STATES,
     BatchStatus,
 )
-from lowtide.pipeline import final_store, split
+from lowtide.pipeline import final_store, split_store
 from lowtide.queue import draining
 from lowtide.scheduler import sweep
 
@@ -57,8 +57,8 @@ _GUARD = re.compile(r"\bAND status (?:= ('[a-z_]+')|IN \(([^)]*)\))")
 @pytest.mark.parametrize(
     ("sql", "before", "after"),
     [
-        pytest.param(split._START, {V}, P, id="split"),
-        pytest.param(split._REJECT, {V}, F, id="reject"),
+        pytest.param(split_store._START, {V}, P, id="split"),
+        pytest.param(split_store._REJECT, {V}, F, id="reject"),
         pytest.param(batches_store._CANCEL, CANCELLABLE_STATUSES, X, id="cancel"),
         pytest.param(final_store._CLOSE[C], {Z}, C, id="complete"),
         pytest.param(final_store._CLOSE[D], {X}, D, id="end a cancelled batch"),

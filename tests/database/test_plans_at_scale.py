@@ -265,7 +265,7 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     "a tenant's use": (tenants_store.USE, lambda _: {"tenant": DEFAULT_TENANT}, 500),
     "finals, a page": (
         final_store.LINES,
-        lambda load: {"batch": load.claimed, "after": 9000, "limit": 1000},
+        lambda load: {"batch": load.claimed, "after": 9000, "end": 20_000, "limit": 1000},
         10_000,
     ),
     "requests, a page": (

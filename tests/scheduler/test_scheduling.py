@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
+from lowtide.batches.erasure import Eraser
 from lowtide.core.errors import Unavailable
 from lowtide.core.pools import Pool
 from lowtide.events.model import EventType
@@ -62,6 +63,7 @@ def _scheduler(
             RetentionStore(world.worker),
             RetentionRules(data_kept=30 * 86_400, records_kept=400 * 86_400),
         ),
+        Eraser(world.worker),
         store or ObstoreObjects("memory://"),
         publisher,
         rules,

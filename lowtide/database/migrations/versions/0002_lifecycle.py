@@ -397,7 +397,31 @@ CROSS JOIN LATERAL (
 GRANT SELECT ON request_states, batch_states TO lowtide_api, lowtide_worker, lowtide_operator;
 """
 
-SCHEMA = (UPLOADS, FILES, SEGMENTS, SEGMENTS_OF_BATCHES, SEARCH, RETENTION, PARTITIONS)
+ERASURE = f"""
+-- What the scheduler still has to erase of a batch, in sets of requests: it is done up to after_line.
+-- `bodies` are those of the results of a closed batch, which its files have. The other parts follow
+-- the deletion of a file: `output` and `error` are the answers in it, `input` the custom_ids, once
+-- the batch has ended.
+CREATE TABLE erasures (
+  batch_id uuid NOT NULL,
+  part text NOT NULL CHECK (part IN ('bodies', 'output', 'error', 'input')),
+  tenant_id uuid NOT NULL,
+  due_at timestamptz NOT NULL DEFAULT now(),
+  after_line integer NOT NULL DEFAULT 0,
+  PRIMARY KEY (batch_id, part)
+);
+{isolated("erasures")}
+GRANT INSERT ON erasures TO lowtide_api, lowtide_operator;
+GRANT SELECT, INSERT, UPDATE, DELETE ON erasures TO lowtide_worker;
+
+-- The most frequent errors of a closed batch, counted before its bodies go. Errors of batches that
+-- run are counted when they are read.
+ALTER TABLE batches ADD COLUMN top_errors jsonb;
+
+GRANT DELETE ON custom_ids TO lowtide_worker;
+"""
+
+SCHEMA = (UPLOADS, FILES, SEGMENTS, SEGMENTS_OF_BATCHES, SEARCH, RETENTION, ERASURE, PARTITIONS)
 
 
 def upgrade() -> None:
