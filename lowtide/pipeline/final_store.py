@@ -14,7 +14,7 @@ from lowtide.batches.results import FinishedLine
 from lowtide.core.ids import TenantId
 from lowtide.database.connections import begin
 from lowtide.events.outbox import add_event, trace_of
-from lowtide.files.store import add_file
+from lowtide.files.store import add_file, add_orphans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -85,7 +85,7 @@ def test_draining_finalizes_only_batches_in_progress() -> None:
 
 
 def test_no_other_statement_sets_a_status() -> None:
-    for module in (batches_store, draining, final_store, split, sweep):
+    for module in (batches_store, draining, final_store, split_store, sweep):
         for name, value in vars(module).items():
             statements = value.values() if isinstance(value, dict) else [value]
             for statement in map(str, statements):
