@@ -35,7 +35,8 @@ class FileStatus(StrEnum):
 class StoredFile:
     """A file whose bytes are in the object store under `object_key`.
 
-    `size` is in bytes; `endpoint` is the url of its first valid request, the default for batches;
+    While it is only `uploaded`, not read yet, `lines` is an upper bound. `sha256` is None if the
+    bytes bypassed our processes. `size` is in bytes; `endpoint` is the url of its first valid request, the default for batches;
     `trace` is the context of the work that created it.
     """
 
@@ -45,7 +46,7 @@ class StoredFile:
     filename: str
     size: int
     lines: int
-    sha256: bytes
+    sha256: bytes | None
     object_key: str
     status: FileStatus
     status_details: str | None
@@ -53,6 +54,11 @@ class StoredFile:
     endpoint: str | None = None
     expires_at: datetime | None = None
     trace: TraceContext | None = None
+
+    @property
+    def e_tag(self) -> str:
+        """The entity tag of the bytes, which never change."""
+        return f'"{self.id.hex if self.sha256 is None else self.sha256.hex()}"'
 
 
 def object_key(file: FileId) -> str:

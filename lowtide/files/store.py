@@ -46,11 +46,12 @@ SELECT EXISTS (SELECT 1 FROM batches WHERE input_file_id = :id
   AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
 """)
 _REMOVE = text("DELETE FROM files WHERE id = :id")
-_ADD_ORPHAN = text("""
+_ADD_ORPHANS = text("""
 INSERT INTO orphan_objects (object_key, tenant_id, due_at)
-VALUES (:key, :tenant, now() + make_interval(secs => :after)) ON CONFLICT DO NOTHING
+SELECT key, :tenant, now() + make_interval(secs => :after) FROM unnest(cast(:keys AS text[])) key
+ON CONFLICT DO NOTHING
 """)
-_REMOVE_ORPHAN = text("DELETE FROM orphan_objects WHERE object_key = :key")
+_REMOVE_ORPHANS = text("DELETE FROM orphan_objects WHERE object_key = ANY(cast(:keys AS text[]))")
 # A longer upload is lost: the scheduler deletes its object as an orphan.
 _LONGEST_UPLOAD_SECONDS = 6 * 3600
 
@@ -81,7 +82,19 @@ def add_file(connection: Connection, file: StoredFile) -> None:
 def add_expected_file(connection: Connection, file: StoredFile) -> None:
     """Record a file whose object was expected; the object is no longer an orphan."""
     add_file(connection, file)
-    connection.execute(_REMOVE_ORPHAN, {"key": file.object_key})
+    remove_orphans(connection, [file.object_key])
+
+
+def add_orphans(
+    connection: Connection, tenant: TenantId, keys: Sequence[str], seconds: float
+) -> None:
+    """Record objects as orphans, which the scheduler deletes after `seconds`."""
+    connection.execute(_ADD_ORPHANS, {"keys": list(keys), "tenant": tenant, "after": seconds})
+
+
+def remove_orphans(connection: Connection, keys: Sequence[str]) -> None:
+    """Drop the records of orphans."""
+    connection.execute(_REMOVE_ORPHANS, {"keys": list(keys)})
 
 
 def file_not_found(file: FileId) -> NotFound:
@@ -96,15 +109,14 @@ class FileStore:
         self._engine = engine
 
     def expect(
-        self, tenant: TenantId, object_key: str, seconds: float = _LONGEST_UPLOAD_SECONDS
+        self, tenant: TenantId, *object_keys: str, seconds: float = _LONGEST_UPLOAD_SECONDS
     ) -> None:
-        """Record an object as an orphan before it is written, so that a crash cannot leak it.
+        """Record objects as orphans before they are written, so that a crash cannot leak them.
 
-        Unless it is recorded as a file, the scheduler deletes it after `seconds`.
+        Unless they are recorded as a file, the scheduler deletes them after `seconds`.
         """
-        parameters = {"key": object_key, "tenant": tenant, "after": seconds}
         with acting_for(self._engine, tenant) as connection:
-            connection.execute(_ADD_ORPHAN, parameters)
+            add_orphans(connection, tenant, object_keys, seconds)
 
     def add(self, file: StoredFile, actor: str | None = None) -> None:
         """Record a file whose object is complete; `actor` is recorded in the audit log."""
@@ -153,8 +165,7 @@ class FileStore:
                 raise file_not_found(file)
             is_read: bool = connection.execute(_IS_READ, {"id": file}).scalar_one()
             connection.execute(_REMOVE, {"id": file})
-            orphan = {"key": row.object_key, "tenant": tenant, "after": 0}
-            connection.execute(_ADD_ORPHAN, orphan)
+            add_orphans(connection, tenant, [row.object_key], 0)
             if actor is not None:
                 note(connection, tenant, actor, "files.delete", [format_file_id(file)])
         return None if is_read else str(row.object_key)
@@ -162,7 +173,7 @@ class FileStore:
     def removed(self, tenant: TenantId, object_key: str) -> None:
         """Drop the orphan record of an object that was deleted from the store."""
         with acting_for(self._engine, tenant) as connection:
-            connection.execute(_REMOVE_ORPHAN, {"key": object_key})
+            remove_orphans(connection, [object_key])
 
 
 def _get(connection: Connection, file: FileId) -> StoredFile:

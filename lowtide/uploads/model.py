@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from lowtide.core.errors import InvalidRequest
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
@@ -33,7 +35,8 @@ class PartedUpload:
     """An upload in parts of a file of `size` bytes.
 
     The file expires `file_expires_after` seconds after its creation, or after the default time. A
-    completed upload has its file and its parts in their order.
+    completed upload has its file and its parts in their order. A presigned one has `part_size`: the
+    client writes parts of this size into the object store, the last one shorter.
     """
 
     id: UploadId
@@ -46,6 +49,7 @@ class PartedUpload:
     expires_at: datetime
     file: FileId | None = None
     parts: Sequence[PartId] | None = None
+    part_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,10 @@ class Part:
     checksum: int
     object_key: str
     created_at: datetime
+
+
+class PartLost(InvalidRequest):
+    """A part whose object is missing or differs from what was sent."""
 
 
 class UploadEnded(Exception):

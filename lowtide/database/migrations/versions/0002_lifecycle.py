@@ -12,6 +12,8 @@ down_revision = "0001"
 UPLOADS = f"""
 -- Uploads in parts. After expires_at, one that is pending is expired; a day later its row goes. A
 -- completed one keeps its file's id, though the file may be deleted, and its parts in their order.
+-- A presigned one has part_bytes: the client writes parts of this size, the last one shorter, into
+-- the store; they have no rows, as their ids and keys follow from their numbers.
 CREATE TABLE uploads (
   id uuid PRIMARY KEY,
   tenant_id uuid NOT NULL REFERENCES tenants (id),
@@ -23,6 +25,7 @@ CREATE TABLE uploads (
   expires_at timestamptz NOT NULL,
   file_id uuid,
   part_ids uuid[],
+  part_bytes bigint,
   CONSTRAINT uploads_completed CHECK (
     (status = 'completed') = (file_id IS NOT NULL) AND (file_id IS NULL) = (part_ids IS NULL))
 );
@@ -49,6 +52,10 @@ GRANT SELECT ON upload_parts TO lowtide_operator;
 
 -- The end of an upload makes the objects of its parts due.
 GRANT UPDATE (due_at) ON orphan_objects TO lowtide_api;
+
+-- The bytes of a presigned upload are not read until a batch is split: until then, when the status
+-- is 'uploaded', `lines` is an upper bound, and the hash is unknown.
+ALTER TABLE files ALTER COLUMN sha256 DROP NOT NULL;
 """
 
 SEGMENTS = f"""
