@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import obstore
 
 from lowtide.core.errors import InvalidRequest
-from lowtide.objects.store import AZURE, CLOUDS, GOOGLE, remote_store, store_errors
+from lowtide.objects.store import AZURE, CLOUDS, remote_store, store_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -100,5 +100,4 @@ class Presigner:
     def _signing(self) -> Any:
         if self._public_url is None:
             return self._store
-        name = "base_url" if self._scheme in GOOGLE else "endpoint"
-        return remote_store(self._url, {name: self._public_url})
+        return remote_store(self._url, self._public_url)

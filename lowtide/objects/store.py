@@ -12,12 +12,12 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import LocalStore, MemoryStore, from_url
+from obstore.store import LocalStore, MemoryStore, S3Store, from_url
 
 from lowtide.core.errors import NotFound, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -88,11 +88,13 @@ _ENDPOINTS: Final = (
     "AZURE_STORAGE_ENDPOINT",
     "GOOGLE_BASE_URL",
 )
+AMAZON: Final = ("s3", "s3a")
+"""The URL schemes of S3."""
 GOOGLE: Final = ("gs",)
 """The URL schemes of Google Cloud Storage."""
 AZURE: Final = ("az", "azure", "abfs", "abfss")
 """The URL schemes of Azure Blob Storage."""
-CLOUDS: Final = ("s3", "s3a", *GOOGLE, *AZURE)
+CLOUDS: Final = (*AMAZON, *GOOGLE, *AZURE)
 """The URL schemes of buckets."""
 
 
@@ -352,17 +354,29 @@ def _folder_of(url: str) -> Path:
     return path
 
 
-def remote_store(url: str, config: Mapping[str, str] | None = None) -> Any:
-    """Return obstore's store of a bucket; `config` has precedence over environment variables."""
+def remote_store(url: str, endpoint: str | None = None) -> Any:
+    """Return obstore's store of a bucket, at the clouds' usual endpoint without another `endpoint`."""
     options: Any = {"connect_timeout": "5s", "timeout": "60s"}
     # These options replace AWS_ALLOW_HTTP, which obstore would otherwise read itself.
-    addresses = [*(os.environ.get(name, "") for name in _ENDPOINTS), *(config or {}).values()]
-    is_plaintext = any(address.startswith("http://") for address in addresses)
+    endpoints = [endpoint or "", *(os.environ.get(name, "") for name in _ENDPOINTS)]
+    is_plaintext = any(each.startswith("http://") for each in endpoints)
     if is_plaintext or os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true"}:
         options["allow_http"] = True
     retries: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
-    settings: Any = dict(config or {})
-    return from_url(url, config=settings, client_options=options, retry_config=retries)
+    parts = urlsplit(url)
+    config: Any = {}
+    if endpoint is not None and parts.scheme in AMAZON:
+        # Only this name has precedence over AWS_ENDPOINT_URL_S3, and from_url refuses it.
+        return S3Store(
+            parts.netloc,
+            prefix=parts.path.strip("/") or None,
+            aws_endpoint_url_s3=endpoint,
+            client_options=options,
+            retry_config=retries,
+        )
+    if endpoint is not None:
+        config = {"base_url" if parts.scheme in GOOGLE else "endpoint": endpoint}
+    return from_url(url, config=config, client_options=options, retry_config=retries)
 
 
 def _sync(folder: Path, key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 START_WITHIN = 60.0
+ACTIONS = [f"{action}:bucket" for action in ("Admin", "Read", "Write", "List")]
+IDENTITIES = [
+    {
+        "name": "lowtide",
+        "credentials": [{"accessKey": "any", "secretKey": "any"}],
+        "actions": ACTIONS,
+    },
+    {"name": "anonymous", "actions": ACTIONS},
+]
 SERVICES = ("master", "volume", "filer", "s3")
 
 
@@ -50,9 +60,16 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     flags = [f"-{name}.port{kind}={free_port()}" for name in SERVICES for kind in ("", ".grpc")]
     s3_port = next(flag for flag in flags if flag.startswith("-s3.port=")).partition("=")[2]
     quiet = ["-iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
-    local = [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    local = [
+        f"-s3.config={folder / 'identities.json'}",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+    ]
     shape = ["-filer", "-s3", "-master.volumeSizeLimitMB=64"]
-    # Without configured credentials, the server accepts any.
+    # Signatures are verified; anonymous requests create the bucket and list uploads.
+    config = folder / "identities.json"
+    config.write_text(json.dumps({"identities": IDENTITIES}))
     environment = {name: value for name, value in os.environ.items() if name[:4] != "AWS_"}
     log = folder / "log"
     with log.open("wb") as output:
