@@ -14,6 +14,7 @@ from openai import DefaultHttpxClient, OpenAI
 from werkzeug.serving import make_server
 
 from lowtide.batches.model import BatchStatus
+from lowtide.cli.client import stream
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import now, parse_batch_id, parse_file_id
 from lowtide.files.lines import Limits
@@ -29,7 +30,7 @@ from tests.http.test_uploads import _age, _cancel, _complete, _create, _error, _
 from tests.objects.conftest import s3_endpoint, s3_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tests.http.conftest import Api
@@ -445,29 +446,39 @@ def test_download_is_a_redirect_where_a_file_is_one_object(
     assert api("GET", f"/v1/files/{joined['id']}/content").data == CONTENT
 
 
+@pytest.fixture
+def read_url(api: Api) -> Iterator[str]:
+    """The address of the function that serves downloads."""
+    server = make_server("127.0.0.1", 0, api.clients["read"].application, threaded=True)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
 def test_official_client_follows_the_redirect_without_its_key(
-    api: Api, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    api: Api, bucket: Bucket, read_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _settings(api, monkeypatch, object_store_url=bucket.url, presigned_downloads=True)
     file = upload(api, CONTENT)
     sent: list[Any] = []
-    server = make_server("127.0.0.1", 0, api.clients["read"].application, threaded=True)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        with OpenAI(
-            api_key=str(api.key),
-            base_url=f"http://127.0.0.1:{server.server_port}/v1",
-            http_client=DefaultHttpxClient(event_hooks={"request": [sent.append]}),
-        ) as client:
-            assert client.files.content(file["id"]).content == CONTENT
-            ranged = client.files.content(file["id"], extra_headers={"Range": "bytes=3-9"})
-            assert ranged.content == CONTENT[3:10]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    http = DefaultHttpxClient(event_hooks={"request": [sent.append]})
+    with OpenAI(api_key=str(api.key), base_url=read_url, http_client=http) as client:
+        assert client.files.content(file["id"]).content == CONTENT
+        ranged = client.files.content(file["id"], extra_headers={"Range": "bytes=3-9"})
+        assert ranged.content == CONTENT[3:10]
     assert ["Authorization" in request.headers for request in sent] == [True, False, True, False]
+
+
+def test_command_follows_the_redirect(
+    api: Api, bucket: Bucket, read_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _settings(api, monkeypatch, object_store_url=bucket.url, presigned_downloads=True)
+    file = upload(api, CONTENT)
+    with OpenAI(api_key=str(api.key), base_url=read_url) as client:
+        assert b"".join(stream(client, f"files/{file['id']}/content")) == CONTENT
 
 
 @pytest.mark.usefixtures("bucket")
