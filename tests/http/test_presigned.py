@@ -24,6 +24,7 @@ from lowtide.objects.store import ObstoreObjects
 from lowtide.pipeline.split import SplitStore, Splitter
 from lowtide.uploads import presigned
 from lowtide.uploads.presigned import PresignedUploads
+from tests.http.conftest import MAX_LINES
 from tests.http.forms import form, line, part, post, upload
 from tests.http.test_audit import _audit
 from tests.http.test_uploads import _age, _cancel, _complete, _create, _error, _rows
@@ -191,6 +192,33 @@ def test_batch_of_a_presigned_file_is_split(api: Api, bucket: Bucket, world: Wor
     )
     assert world.row(batch).status == BatchStatus.IN_PROGRESS
     assert world.lines("queue", batch) == list(range(1, len(LINES) + 1))
+
+
+@pytest.mark.usefixtures("bucket")
+def test_requests_count_as_the_most_that_the_size_allows_until_they_are_read(
+    api: Api, world: World
+) -> None:
+    shortest = b'{"custom_id":"a","method":"POST","url":"/v1/responses","body":{}}'
+    small, large = _file(api, shortest), _file(api, shortest * 100)
+    lines = {row.bytes: row.lines for row in world.rows("SELECT bytes, lines FROM files")}
+    assert lines == {small["bytes"]: 2, large["bytes"]: MAX_LINES}
+    body = {"endpoint": "/v1/embeddings", "completion_window": "24h"}
+    limit = MAX_LINES - 1
+    _rows(world, "UPDATE tenants SET max_queued_lines = :limit", limit=limit)
+    refused = api("POST", "/v1/batches", json=body | {"input_file_id": large["id"]})
+    assert refused.status_code == 400
+    assert str(MAX_LINES) in refused.json["error"]["message"]
+    accepted = api("POST", "/v1/batches", json=body | {"input_file_id": small["id"]})
+    assert accepted.status_code == 200
+
+
+@pytest.mark.usefixtures("bucket")
+def test_urls_are_not_logged(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", logger="lowtide")
+    file = _file(api)
+    assert api("GET", f"/v1/files/{file['id']}/content?presign=60").status_code == 200
+    assert "file.stored" in caplog.text
+    assert "http" not in caplog.text
 
 
 @pytest.mark.parametrize("size", [0, 1, PART, PART + 1])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _COPY = "x-goog-copy-source"
-_PASSED_ON = ("range", "if-match", "content-type")
+_PASSED_ON = ("range", "if-match", "content-type", "content-md5")
 _RETURNED = ("etag", "last-modified", "content-type", "content-range", "content-length")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+
 import httpx
 import pytest
 
@@ -39,6 +42,16 @@ def test_altered_url_is_refused(bucket_url: str) -> None:
     path, _, query = url.partition("?")
     assert httpx.get(f"{path.removesuffix('a')}b?{query}").status_code == 403
     assert httpx.put(url, content=b"x", headers=signer.upload_headers).status_code == 403
+
+
+def test_store_verifies_the_md5_of_a_part(bucket_url: str) -> None:
+    signer = Presigner(bucket_url)
+    (url,) = signer.sign("PUT", ["a"], 60)
+    digest = hashlib.md5(DATA, usedforsecurity=False).digest()
+    headers = {**signer.upload_headers, "Content-MD5": base64.b64encode(digest).decode()}
+    assert httpx.put(url, content=DATA[1:], headers=headers).status_code == 400
+    assert signer.sizes("") == {}
+    httpx.put(url, content=DATA, headers=headers).raise_for_status()
 
 
 def test_sizes_are_those_of_one_folder(bucket_url: str) -> None:
