@@ -34,6 +34,9 @@ test: $(VENV)/.dev ## Run the test suite without the slow tests
 test-slow: $(VENV)/.dev ## Run the slow tests: every process killed in turn, conformance, schemathesis
 	$(BIN)/python -m pytest -m slow
 
+azurite: $(VENV)/bin/python ## Install Microsoft's emulator of Azure's object store, for the slow tests, with npm
+	npm install --silent --no-audit --no-fund --fetch-retries 8 --prefix $(VENV)/azurite azurite@3.37.0
+
 conformance: $(VENV)/.dev ## Run the API's conformance suite against a server: URL= KEY= make conformance
 	$(BIN)/python -m pytest tests/conformance --base-url "$(URL)" --api-key "$(KEY)"
 
@@ -124,4 +127,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt again from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-storm bench-engines bench-traces bench-portal bench-pages bench-search bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow azurite chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-storm bench-engines bench-traces bench-portal bench-pages bench-search bench-scheduler docs manifests monitoring screenshots pins clean

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from lowtide.engines.catalog import ModelCatalog
     from lowtide.events.publisher import Publisher
     from lowtide.explain.service import Explainer
+    from lowtide.files.presigned import PresignedDownloads
     from lowtide.files.service import Files
     from lowtide.objects.joined import JoinedObjects
+    from lowtide.objects.presigned import Presigner
     from lowtide.planning.demand import Capacity, PoolScale
     from lowtide.reruns.service import Reruns
     from lowtide.search.service import Search
@@ -125,17 +127,50 @@ class Services:
         )
 
     @cached_property
+    def presigned_downloads(self) -> PresignedDownloads:
+        """The service that returns URLs of files in the object store."""
+        from lowtide.files.presigned import PresignedDownloads
+        from lowtide.files.store import FileStore
+
+        return PresignedDownloads(
+            FileStore(self._database),
+            self._objects(),
+            self._presigner,
+            redirects=self._settings.presigned_downloads,
+            clock=now,
+        )
+
+    @cached_property
+    def _presigner(self) -> Presigner:
+        from lowtide.objects.presigned import Presigner
+
+        return Presigner(self._settings.object_store_url, self._settings.object_store_public_url)
+
+    @cached_property
     def uploads(self) -> Uploads:
         """The service that makes files of uploads in parts."""
         from lowtide.files.store import FileStore
+        from lowtide.uploads.presigned import PresignedUploads
         from lowtide.uploads.service import Uploads
         from lowtide.uploads.store import UploadStore
 
+        uploads, files = UploadStore(self._database), FileStore(self._database)
+        presigned = PresignedUploads(
+            uploads,
+            files,
+            self._objects(),
+            self._presigner,
+            file_expiry=self._settings.file_expiry,
+            max_lines=self._settings.max_batch_lines,
+            new_id=new_id,
+            clock=now,
+        )
         return Uploads(
-            UploadStore(self._database),
-            FileStore(self._database),
+            uploads,
+            files,
             self.files,
             self._objects(),
+            presigned,
             new_id=new_id,
             clock=now,
         )

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -132,6 +133,17 @@ class Settings(BaseSettings):
     object_store_url: str = Field(
         default="",
         description="Object store: `file:///path`, `s3://bucket/prefix`, `gs://…` or `az://…`.",
+    )
+    object_store_public_url: WebAddress | None = Field(
+        default=None,
+        description="Endpoint of the object store for presigned URLs, if clients reach it at another "
+        "address than this process: `https://s3.example.com`. It replaces the clouds' usual "
+        "environment variables, and signatures cover its host.",
+    )
+    presigned_downloads: bool = Field(
+        default=False,
+        description="Answer downloads of files with a redirect to a presigned URL of the object store, "
+        "where a file is one object there. Needs a bucket.",
     )
     api_key_pepper: SecretStr = Field(
         default=SecretStr(""), description="Secret key for hashing API keys."
@@ -452,6 +464,14 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("presigned_downloads")
+    @classmethod
+    def _check_bucket(cls, value: bool, info: ValidationInfo) -> bool:
+        scheme = urlsplit(info.data.get("object_store_url", "")).scheme
+        if value and scheme in {"file", "memory"}:
+            raise ValueError(f"needs a bucket, but LOWTIDE_OBJECT_STORE_URL is {scheme}://")
+        return value
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Yield the fields for `repr`, with the passwords in addresses masked."""

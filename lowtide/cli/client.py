@@ -96,6 +96,8 @@ def stream(client: OpenAI, path: str, query: Mapping[str, str | list[str]] = {})
             params=query,
             headers=client.auth_headers,
             timeout=_TIMEOUT,
+            # A download may be at the object store, which gets no key.
+            follow_redirects=True,
         ) as response:
             if not response.is_success:
                 raise DownloadFailed(_message(response.read()))

@@ -37,9 +37,11 @@ class FileStatus(StrEnum):
 class StoredFile:
     """A file whose bytes are in the object store under `object_key`.
 
-    `size` is in bytes; `endpoint` is the url of its first valid request, the default for batches,
-    and `model` their model; `trace` is the context of the work that created it. A file without an
-    `index_key` is not indexed: it has problems, or its bytes were never validated here.
+    While it is only `uploaded`, not read yet, `lines` is an upper bound. `sha256` is None if the
+    bytes bypassed our processes. `size` is in bytes; `endpoint` is the url of its first valid
+    request, the default for batches, and `model` their model; `trace` is the context of the work
+    that created it. A file without an `index_key` is not indexed: it has problems, or its bytes were
+    never validated here.
     """
 
     id: FileId
@@ -48,7 +50,7 @@ class StoredFile:
     filename: str
     size: int
     lines: int
-    sha256: bytes
+    sha256: bytes | None
     object_key: str
     status: FileStatus
     status_details: str | None
@@ -59,6 +61,11 @@ class StoredFile:
     model: str | None = None
     index_key: str | None = None
     segments: Sequence[FileSegment] | None = None
+
+    @property
+    def e_tag(self) -> str:
+        """The entity tag of the bytes, which never change."""
+        return f'"{self.id.hex if self.sha256 is None else self.sha256.hex()}"'
 
 
 def object_key(file: FileId) -> str:

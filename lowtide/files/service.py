@@ -102,7 +102,8 @@ class Upload:
         self._validation = Validation(objects, object_key(file), reader, limits.segments)
 
     def __enter__(self) -> Self:
-        self._files.expect(self._tenant, object_key(self._file), indexed=True)
+        key = object_key(self._file)
+        self._files.expect(self._tenant, key, index_key(key))
         self._stack.enter_context(self._writer)
         self._stack.enter_context(self._validation)
         return self

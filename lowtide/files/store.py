@@ -96,8 +96,7 @@ def add_file(connection: Connection, file: StoredFile) -> None:
 def add_expected_file(connection: Connection, file: StoredFile) -> None:
     """Record a file whose objects were expected; they are no longer orphans."""
     add_file(connection, file)
-    keys = [file.object_key, index_key(file.object_key)]
-    connection.execute(_REMOVE_ORPHANS, {"keys": keys})
+    remove_orphans(connection, [file.object_key, index_key(file.object_key)])
 
 
 def add_orphans(
@@ -106,6 +105,11 @@ def add_orphans(
     """Record objects that the scheduler deletes after `seconds`, unless a file owns them by then."""
     parameters = {"keys": list(keys), "tenant": tenant, "after": seconds}
     connection.execute(_ADD_ORPHANS, parameters)
+
+
+def remove_orphans(connection: Connection, keys: Sequence[str]) -> None:
+    """Drop the records of orphans."""
+    connection.execute(_REMOVE_ORPHANS, {"keys": list(keys)})
 
 
 def file_not_found(file: FileId) -> NotFound:
@@ -120,21 +124,14 @@ class FileStore:
         self._engine = engine
 
     def expect(
-        self,
-        tenant: TenantId,
-        object_key: str,
-        seconds: float = _LONGEST_UPLOAD_SECONDS,
-        *,
-        indexed: bool = False,
+        self, tenant: TenantId, *object_keys: str, seconds: float = _LONGEST_UPLOAD_SECONDS
     ) -> None:
-        """Record an object as an orphan before it is written, so that a crash cannot leak it.
+        """Record objects as orphans before they are written, so that a crash cannot leak them.
 
-        The same for its index, if it may be `indexed`. Unless they are recorded as a file, the
-        scheduler deletes them after `seconds`.
+        Unless they are recorded as a file, the scheduler deletes them after `seconds`.
         """
-        keys = [object_key, *([index_key(object_key)] if indexed else [])]
         with acting_for(self._engine, tenant) as connection:
-            add_orphans(connection, tenant, keys, seconds)
+            add_orphans(connection, tenant, object_keys, seconds)
 
     def add(self, file: StoredFile, actor: str | None = None) -> None:
         """Record a file whose object is complete; `actor` is recorded in the audit log."""
@@ -194,7 +191,7 @@ class FileStore:
     def removed(self, tenant: TenantId, *keys: str) -> None:
         """Drop the orphan records of objects that were deleted from the store."""
         with acting_for(self._engine, tenant) as connection:
-            connection.execute(_REMOVE_ORPHANS, {"keys": list(keys)})
+            remove_orphans(connection, keys)
 
 
 def _get(connection: Connection, file: FileId) -> StoredFile:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Seconds = Annotated[int, Meta(description="Unix time in seconds.")]
 FileId = Annotated[str, Meta(pattern="^file-[0-9a-f]{32}$")]
 UploadId = Annotated[str, Meta(pattern="^upload_[0-9a-f]{32}$")]
+PartId = Annotated[str, Meta(pattern="^part_[0-9a-f]{32}$")]
 BatchId = Annotated[str, Meta(pattern="^batch_[0-9a-f]{32}$")]
 MetadataKey = Annotated[str, Meta(max_length=64)]
 MetadataValue = Annotated[str, Meta(max_length=512)]
@@ -74,10 +75,29 @@ class DeletedFile(msgspec.Struct):
     object: Literal["file"] = "file"
 
 
+class PresignedPart(msgspec.Struct, kw_only=True):
+    """A part of a presigned upload: send `bytes` bytes, with these headers, to its URL."""
+
+    id: PartId
+    url: str
+    method: Literal["PUT"] = "PUT"
+    headers: dict[str, str]
+    size: int = field(name="bytes")
+    expires_at: Seconds
+
+
+class UploadExtension(msgspec.Struct, kw_only=True):
+    """The parts of a presigned upload, in the order of the file."""
+
+    transfer: Literal["presigned"] = "presigned"
+    parts: list[PresignedPart]
+
+
 class Upload(msgspec.Struct, kw_only=True):
     """An upload in parts; `bytes` is the size of the whole file.
 
-    `file` is the file of a completed upload, null once it is deleted.
+    `file` is the file of a completed upload, null once it is deleted. Only the response that creates
+    a presigned upload has `x_lowtide`.
     """
 
     id: UploadId
@@ -88,16 +108,34 @@ class Upload(msgspec.Struct, kw_only=True):
     purpose: Literal["batch"] = "batch"
     status: Literal["pending", "completed", "cancelled", "expired"]
     file: File | None
+    x_lowtide: UploadExtension | msgspec.UnsetType = msgspec.UNSET
     object: Literal["upload"] = "upload"
 
 
 class UploadPart(msgspec.Struct, kw_only=True):
     """A part of an upload."""
 
-    id: Annotated[str, Meta(pattern="^part_[0-9a-f]{32}$")]
+    id: PartId
     created_at: Seconds
     upload_id: UploadId
     object: Literal["upload.part"] = "upload.part"
+
+
+class PresignedPiece(msgspec.Struct, kw_only=True):
+    """A URL that returns the next `bytes` bytes of a file."""
+
+    url: str
+    size: int = field(name="bytes")
+
+
+class PresignedContent(msgspec.Struct, kw_only=True):
+    """URLs of a file's pieces, whose bytes in a row are the file."""
+
+    file_id: FileId
+    size: int = field(name="bytes")
+    expires_at: Seconds
+    pieces: list[PresignedPiece]
+    object: Literal["file.presigned"] = "file.presigned"
 
 
 class FilePage(msgspec.Struct, kw_only=True):
@@ -471,17 +509,24 @@ class ExpiresAfter(msgspec.Struct):
 
 
 class CreateUpload(msgspec.Struct, kw_only=True):
-    """The file to be uploaded in parts; `bytes` is its size, `expires_after` its expiry."""
+    """The file to be uploaded in parts; `bytes` is its size, `expires_after` its expiry.
+
+    With the transfer `presigned`, the response has URLs of the object store for the parts.
+    """
 
     size: WholeNumber = field(name="bytes")
     filename: str
     mime_type: str
     purpose: Annotated[str, Meta(extra_json_schema={"enum": ["batch"]})]
     expires_after: ExpiresAfter | None = None
+    transfer: Literal["presigned"] | None = None
 
 
 class CompleteUpload(msgspec.Struct):
-    """The parts in the order of the file, and the file's MD5 in hexadecimal digits to verify."""
+    """The parts in the order of the file, and the file's MD5 in hexadecimal digits to verify.
+
+    No parts are all parts of a presigned upload, which takes no MD5.
+    """
 
     part_ids: list[str]
     md5: Annotated[str, Meta(pattern="^[0-9a-fA-F]{32}$")] | None = None

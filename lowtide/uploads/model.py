@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from lowtide.core.errors import InvalidRequest
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
@@ -35,7 +37,8 @@ class PartedUpload:
     """An upload in parts of a file of `size` bytes.
 
     The file expires `file_expires_after` seconds after its creation, or after the default time. A
-    completed upload has its file and its parts in their order.
+    completed upload has its file and its parts in their order. A presigned one has `part_size`: the
+    client writes parts of this size into the object store, the last one shorter.
     """
 
     id: UploadId
@@ -56,6 +59,8 @@ class PartedUpload:
         """The most bytes of all parts: each may be sent twice, as an answer may be lost."""
         return 2 * self.size + MAX_PART_BYTES
 
+    part_size: int | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -67,6 +72,10 @@ class Part:
     checksum: int
     object_key: str
     created_at: datetime
+
+
+class PartLost(InvalidRequest):
+    """A part whose object is missing or differs from what was sent."""
 
 
 class UploadEnded(Exception):

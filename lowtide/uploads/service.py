@@ -17,10 +17,12 @@ from lowtide.uploads.model import (
     UPLOAD_SECONDS,
     Part,
     PartedUpload,
+    PartLost,
     UploadEnded,
     UploadFull,
     UploadStatus,
 )
+from lowtide.uploads.presigned import part_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,15 +36,12 @@ if TYPE_CHECKING:
     from lowtide.files.service import Checked, Files
     from lowtide.files.store import FileStore
     from lowtide.objects.store import ObjectStore
+    from lowtide.uploads.presigned import PresignedPart, PresignedUploads
     from lowtide.uploads.store import UploadStore
 
 
 # A completion may run this long after its upload has expired: parts are not deleted before.
 _LONGEST_COMPLETION = timedelta(minutes=15)
-
-
-class PartLost(InvalidRequest):
-    """A part whose object is missing or differs from what was sent."""
 
 
 class PartUpload:
@@ -75,7 +74,7 @@ class PartUpload:
 
     def __enter__(self) -> Self:
         kept = self._upload.expires_at + _LONGEST_COMPLETION - self._now
-        self._files.expect(self._upload.tenant, self._key, kept.total_seconds())
+        self._files.expect(self._upload.tenant, self._key, seconds=kept.total_seconds())
         self._stack.enter_context(self._writer)
         return self
 
@@ -132,6 +131,7 @@ class Uploads:
         files: FileStore,
         service: Files,
         objects: ObjectStore,
+        presigned: PresignedUploads,
         *,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
@@ -140,6 +140,7 @@ class Uploads:
         self._files = files
         self._service = service
         self._objects = objects
+        self._presigned = presigned
         self._new_id = new_id
         self._clock = clock
 
@@ -151,8 +152,12 @@ class Uploads:
         size: int,
         purpose: str,
         file_expires_after: int | None,
+        presigned: bool = False,
     ) -> PartedUpload:
-        """Start an upload of `size` bytes; raises InvalidRequest, or PayloadTooLarge."""
+        """Start an upload of `size` bytes; raises InvalidRequest, or PayloadTooLarge.
+
+        With `presigned`, `presigned_parts` returns where the client writes its parts.
+        """
         check_purpose(purpose)
         max_bytes = self._service.max_bytes
         if size > max_bytes:
@@ -171,8 +176,14 @@ class Uploads:
             created_at=now,
             expires_at=now + timedelta(seconds=UPLOAD_SECONDS),
         )
+        if presigned:
+            return self._presigned.create(upload)
         self._uploads.create(upload)
         return upload
+
+    def presigned_parts(self, upload: PartedUpload) -> Sequence[PresignedPart]:
+        """Return the parts of an upload with their URLs; none if it is not presigned."""
+        return [] if upload.part_size is None else self._presigned.parts(upload)
 
     def part(self, tenant: TenantId, upload_id: UploadId) -> PartUpload:
         """Start a part, a context manager.
@@ -184,6 +195,10 @@ class Uploads:
             raise _ended(upload)
         if upload.part_count >= MAX_PARTS:
             raise _full(upload)
+        if upload.part_size is not None:
+            raise InvalidRequest(
+                "This upload is presigned: send its parts to their URLs.", param="upload_id"
+            )
         return PartUpload(
             self._uploads,
             self._files,
@@ -205,17 +220,18 @@ class Uploads:
     ) -> tuple[PartedUpload, StoredFile | None]:
         """Make the file of the named parts, in their order; return the upload with it.
 
+        No names are all parts of a presigned upload, whose bytes are not read.
         `watch` gets the progress of the checks after each part, and their result before the commit.
         Completing again with the same parts returns the same file, None once it is deleted. Raises
         NotFound, InvalidRequest for parts that do not make the file, and Conflict if the upload has
         ended otherwise.
         """
         upload = self._uploads.get(tenant, upload_id)
+        if upload.part_size is not None and not names:
+            names = [format_part_id(part) for part in part_ids(upload)]
         if upload.status is UploadStatus.PENDING:
-            parts = _select(self._uploads.parts(tenant, upload_id), names)
-            _check_size(upload, parts)
             try:
-                self._assemble(upload, parts, md5, actor, watch)
+                self._assemble(upload, names, md5, actor, watch)
             except (UploadEnded, PartLost):
                 # Another call ended the upload meanwhile, or the parts are really lost.
                 upload = self._uploads.get(tenant, upload_id)
@@ -238,9 +254,32 @@ class Uploads:
                 f"Upload {format_upload_id(upload_id)!r} is completed: delete its file instead.",
                 param="upload_id",
             )
+        if upload.part_size is not None:
+            self._presigned.remove(upload)
         return upload
 
     def _assemble(
+        self,
+        upload: PartedUpload,
+        names: Sequence[str],
+        md5: str | None,
+        actor: str,
+        watch: Callable[[Checked], None],
+    ) -> None:
+        if upload.part_size is None:
+            parts = _select(self._uploads.parts(upload.tenant, upload.id), names)
+            _check_size(upload, parts)
+            self._stream(upload, parts, md5, actor, watch)
+            return
+        if md5 is not None:
+            raise InvalidRequest(
+                "The MD5 of a presigned upload is not checked, as its bytes are not read: send the "
+                "Content-MD5 of each part to the object store instead.",
+                param="md5",
+            )
+        self._presigned.assemble(upload, names, actor)
+
+    def _stream(
         self,
         upload: PartedUpload,
         parts: Sequence[Part],

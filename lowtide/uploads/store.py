@@ -9,7 +9,7 @@ from sqlalchemy import text
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import FileId, PartId, TenantId, UploadId, format_file_id, format_upload_id
 from lowtide.database.connections import acting_for
-from lowtide.files.store import add_expected_file
+from lowtide.files.store import add_expected_file, add_orphans, remove_orphans
 from lowtide.tenants.audit import note
 from lowtide.uploads.model import (
     MAX_PARTS,
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 
 _CREATE = text("""
-INSERT INTO uploads (id, tenant_id, filename, bytes, file_expires_after, created_at, expires_at)
-VALUES (:id, :tenant, :filename, :bytes, :file_expires_after, :created_at, :expires_at)
+INSERT INTO uploads (id, tenant_id, filename, bytes, file_expires_after, created_at, expires_at,
+  part_size)
+VALUES (:id, :tenant, :filename, :bytes, :file_expires_after, :created_at, :expires_at, :part_size)
 """)
 _GET = text("""
 SELECT id, tenant_id, filename, bytes, file_expires_after, created_at, expires_at, file_id, part_ids,
-  part_count, part_bytes,
+  part_count, part_bytes, part_size,
   CASE WHEN status = 'pending' AND expires_at <= now() THEN 'expired' ELSE status END AS status
 FROM uploads WHERE id = :id
 """)
@@ -70,8 +71,8 @@ class UploadStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def create(self, upload: PartedUpload) -> None:
-        """Record a pending upload."""
+    def create(self, upload: PartedUpload, keys: Sequence[str] = (), seconds: float = 0.0) -> None:
+        """Record a pending upload; the objects of `keys` are orphans, due after `seconds`."""
         parameters = {
             "id": upload.id,
             "tenant": upload.tenant,
@@ -80,9 +81,11 @@ class UploadStore:
             "file_expires_after": upload.file_expires_after,
             "created_at": upload.created_at,
             "expires_at": upload.expires_at,
+            "part_size": upload.part_size,
         }
         with acting_for(self._engine, upload.tenant) as connection:
             connection.execute(_CREATE, parameters)
+            add_orphans(connection, upload.tenant, keys, seconds)
 
     def get(self, tenant: TenantId, upload: UploadId) -> PartedUpload:
         """Return an upload; raises NotFound."""
@@ -118,17 +121,24 @@ class UploadStore:
             return [_part_of(row) for row in connection.execute(_PARTS, {"id": upload})]
 
     def complete(
-        self, upload: UploadId, parts: Sequence[PartId], file: StoredFile, actor: str | None
+        self,
+        upload: UploadId,
+        parts: Sequence[PartId],
+        file: StoredFile,
+        actor: str | None,
+        pieces: Sequence[str] = (),
     ) -> None:
         """Record the file of an upload and release its parts; raises UploadEnded.
 
-        The scheduler deletes the objects of all its parts. `actor` is recorded in the audit log.
+        The scheduler deletes the objects of all its parts; those of `pieces` are no longer orphans.
+        `actor` is recorded in the audit log.
         """
         parameters = {"id": upload, "file": file.id, "parts": list(parts)}
         with acting_for(self._engine, file.tenant) as connection:
             if not connection.execute(_COMPLETE, parameters).rowcount:
                 raise UploadEnded
             add_expected_file(connection, file)
+            remove_orphans(connection, pieces)
             connection.execute(_RELEASE_PARTS, {"id": upload})
             if actor is not None:
                 note(connection, file.tenant, actor, "files.create", [format_file_id(file.id)])
@@ -161,6 +171,7 @@ def _get(connection: Connection, upload: UploadId) -> PartedUpload:
         parts=None if row.part_ids is None else [PartId(part) for part in row.part_ids],
         part_count=row.part_count,
         part_bytes=row.part_bytes,
+        part_size=row.part_size,
     )
 
 

@@ -443,6 +443,7 @@ def test_completions_at_once_make_one_file(api: Api, world: World, *, same: bool
         services.uploads._files,
         services.files,
         ObstoreObjects(f"file://{api.objects}"),
+        services.uploads._presigned,
         new_id=new_id,
         clock=now,
     )

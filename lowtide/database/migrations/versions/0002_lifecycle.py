@@ -13,6 +13,8 @@ UPLOADS = f"""
 -- Uploads in parts. After expires_at, one that is pending is expired; a day later its row goes. A
 -- completed one keeps its file's id, though the file may be deleted, and its parts in their order.
 -- part_count and part_bytes are those of all parts added so far, which are limited.
+-- A presigned one has part_size: the client writes parts of this size, the last one shorter, into
+-- the store; they have no rows, as their ids and keys follow from their numbers.
 CREATE TABLE uploads (
   id uuid PRIMARY KEY,
   tenant_id uuid NOT NULL REFERENCES tenants (id),
@@ -26,6 +28,7 @@ CREATE TABLE uploads (
   part_ids uuid[],
   part_count integer NOT NULL DEFAULT 0,
   part_bytes bigint NOT NULL DEFAULT 0,
+  part_size bigint,
   CONSTRAINT uploads_completed CHECK (
     (status = 'completed') = (file_id IS NOT NULL) AND (file_id IS NULL) = (part_ids IS NULL))
 );
@@ -57,6 +60,10 @@ FILES = """
 -- end], where start and end are positions in it. A file that is not indexed has neither.
 ALTER TABLE files ADD COLUMN model text, ADD COLUMN index_key text, ADD COLUMN segments jsonb,
   ADD CONSTRAINT files_indexed CHECK ((index_key IS NULL) = (segments IS NULL));
+
+-- The bytes of a presigned upload are not read until a batch is split: until then, when the status
+-- is 'uploaded', `lines` is an upper bound, and the hash is unknown.
+ALTER TABLE files ALTER COLUMN sha256 DROP NOT NULL;
 """
 
 SEGMENTS = f"""
