@@ -133,6 +133,11 @@ class Settings(BaseSettings):
         default="",
         description="Object store: `file:///path`, `s3://bucket/prefix`, `gs://…` or `az://…`.",
     )
+    bucket_credentials: str = Field(
+        default="",
+        description="Path of a TOML file with named credentials of registered buckets. Unset: only those of the "
+        "environment, under the name `default`. See [buckets.md](buckets.md).",
+    )
     api_key_pepper: SecretStr = Field(
         default=SecretStr(""), description="Secret key for hashing API keys."
     )

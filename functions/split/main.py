@@ -1,4 +1,4 @@
-"""`dev.lowtide.batch.created`: split the batch's file into queued requests."""
+"""`dev.lowtide.batch.created`: import the batch's file if it is in a bucket, and queue its requests."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def split(event: CloudEvent) -> None:
     """Handle one event."""
     with received(event, app.tracer):
         batch = batch_of(event)
-        if batch is not None:
+        if batch is not None and app.importer.prepare(batch):
             app.splitter.split(batch)

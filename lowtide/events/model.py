@@ -22,6 +22,7 @@ class EventType(StrEnum):
     BATCH_CREATED = "dev.lowtide.batch.created"
     BATCH_DRAINED = "dev.lowtide.batch.drained"
     BATCH_COMPLETED = "dev.lowtide.batch.completed"
+    EXPORT_REQUESTED = "dev.lowtide.export.requested"
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ class ObstoreObjects:
         elif scheme == "memory":
             self._store = MemoryStore()
         elif scheme in _CLOUDS:
-            self._store = _remote(url, os.environ)
+            self._store = open_remote(url, os.environ)
         else:
             raise ValueError(
                 f"The object store URL {url!r} must start with file:///, s3://, gs:// or az://."
@@ -340,14 +340,22 @@ def _folder_of(url: str) -> Path:
     return path
 
 
-def _remote(url: str, environment: Mapping[str, str]) -> Any:
-    options: Any = {"connect_timeout": "5s", "timeout": "60s"}
+def open_remote(url: str, environment: Mapping[str, str]) -> Any:
+    """Open a cloud bucket with the credentials in the environment."""
     # These options replace AWS_ALLOW_HTTP, which obstore would otherwise read itself.
     is_plaintext = any(environment.get(name, "").startswith("http://") for name in _ENDPOINTS)
-    if is_plaintext or environment.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true"}:
+    if environment.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true"}:
+        is_plaintext = True
+    return open_cloud(url, is_plaintext=is_plaintext)
+
+
+def open_cloud(url: str, *, is_plaintext: bool, **settings: Any) -> Any:
+    """Open a cloud bucket with obstore's `settings`; requests time out and are retried."""
+    options: Any = {"connect_timeout": "5s", "timeout": "60s"}
+    if is_plaintext:
         options["allow_http"] = True
     retries: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
-    return from_url(url, client_options=options, retry_config=retries)
+    return from_url(url, client_options=options, retry_config=retries, **settings)
 
 
 def _sync(folder: Path, key: str) -> None:

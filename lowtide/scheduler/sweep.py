@@ -54,6 +54,14 @@ WHERE (status IN ('validating', 'finalizing') OR status IN ('cancelling', 'in_pr
   AND nudged_at <= now() - make_interval(secs => :age)
 RETURNING id, tenant_id, status, traceparent, tracestate
 """)
+# A copy in progress has moved its own next announcement.
+EXPORTS_DUE = """
+UPDATE batches SET export_next_at = now() + make_interval(secs => :age)
+WHERE export_state = 'pending' AND status IN ('completed', 'failed', 'expired', 'cancelled')
+  AND export_next_at <= now()
+RETURNING id, tenant_id, traceparent, tracestate
+"""
+_EXPORTS_DUE = text(EXPORTS_DUE)
 # A new announcement replaces those that still wait in the outbox.
 _FORGET_ANNOUNCED = text("""
 DELETE FROM outbox WHERE type = ANY(:types) AND subject = ANY(:subjects)
@@ -147,6 +155,7 @@ class SweepStore:
         self._finish_cancelling(cancel_grace)
         self._drain_missed()
         self._restart_stalled(stalled_after)
+        self._announce_exports(stalled_after)
         dead_lettered = [row.in_time for row in lost_requests if self._is_poison(row)]
         return SweepResult(
             reaped=len(lost_requests),
@@ -252,6 +261,15 @@ class SweepStore:
                 waits_for_split = row.status == "validating"
                 type_ = EventType.BATCH_CREATED if waits_for_split else EventType.BATCH_DRAINED
                 tenant, batch = TenantId(row.tenant_id), BatchId(row.id)
+                event = batch_event(self._new_id(), type_, tenant, batch, trace_of(row))
+                add_event(connection, event, delay=0)
+
+    def _announce_exports(self, age: float) -> None:
+        """Announce the ended batches whose results are to be copied to a bucket."""
+        with begin(self._engine) as connection:
+            for row in connection.execute(_EXPORTS_DUE, {"age": age}).all():
+                tenant, batch = TenantId(row.tenant_id), BatchId(row.id)
+                type_ = EventType.EXPORT_REQUESTED
                 event = batch_event(self._new_id(), type_, tenant, batch, trace_of(row))
                 add_event(connection, event, delay=0)
 

@@ -1,4 +1,4 @@
-"""Jobs of any size, and the end of data: uploads in parts, segments of batches."""
+"""Jobs of any size, and the end of data: uploads in parts, segments of batches, buckets."""
 
 from __future__ import annotations
 
@@ -79,7 +79,77 @@ GRANT SELECT ON segments TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON segments TO lowtide_worker;
 """
 
-SCHEMA = (UPLOADS, SEGMENTS)
+BUCKETS = f"""
+-- Folders of object stores that a tenant's batches may read inputs from or write results to.
+-- `credentials` is the name of a set that the installation has, never a secret.
+CREATE TABLE buckets (
+  tenant_id uuid NOT NULL REFERENCES tenants (id),
+  url text NOT NULL,
+  may_read boolean NOT NULL,
+  may_write boolean NOT NULL,
+  credentials text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  created_by text NOT NULL,
+  PRIMARY KEY (tenant_id, url)
+);
+{isolated("buckets")}
+GRANT SELECT ON buckets TO lowtide_api, lowtide_worker;
+GRANT SELECT, INSERT, DELETE ON buckets TO lowtide_operator;
+"""
+
+TRANSFERS = """
+-- The input of a batch with input_url is imported before the split. The process that copies from or
+-- to a bucket renews transfer_until: until then, no other one starts. An export that is pending is
+-- announced at export_next_at, once the batch has ended.
+ALTER TABLE batches
+  ADD COLUMN input_url text,
+  ADD COLUMN imported_at timestamptz,
+  ADD COLUMN output_url text,
+  ADD COLUMN export_state text CHECK (export_state IN ('pending', 'completed', 'failed')),
+  ADD COLUMN export_error text,
+  ADD COLUMN export_next_at timestamptz,
+  ADD COLUMN transfer_until timestamptz,
+  ADD CONSTRAINT batches_export CHECK ((output_url IS NULL) = (export_state IS NULL));
+CREATE INDEX batches_exporting ON batches (export_next_at)
+  WHERE export_state = 'pending' AND status IN ('completed', 'failed', 'expired', 'cancelled');
+-- An import admits the requests of its batch, as the creation of a batch from a file does.
+GRANT EXECUTE ON FUNCTION lock_batch_limits(), open_work(), living_workers() TO lowtide_worker;
+"""
+
+# As before, with the new columns of batches.
+VIEWS = """
+DROP VIEW batch_states;
+CREATE VIEW batch_states WITH (security_invoker = true) AS
+SELECT b.*, c.running,
+  t.tallied_completed, t.tallied_failed, t.dead_lettered, t.interrupted, t.retried, t.escalated,
+  t.input_tokens, t.output_tokens, t.cached_tokens, t.reasoning_tokens, t.on_dedicated,
+  t.spot_seconds, t.dedicated_seconds, t.running_seconds
+FROM batches b
+CROSS JOIN LATERAL (
+  SELECT coalesce(sum(completed), 0)::integer AS tallied_completed,
+    coalesce(sum(failed), 0)::integer AS tallied_failed,
+    coalesce(sum(dead_lettered), 0)::integer AS dead_lettered,
+    coalesce(sum(interrupted), 0)::integer AS interrupted,
+    coalesce(sum(retried), 0)::integer AS retried,
+    coalesce(sum(escalated), 0)::integer AS escalated,
+    coalesce(sum(input_tokens), 0)::bigint AS input_tokens,
+    coalesce(sum(output_tokens), 0)::bigint AS output_tokens,
+    coalesce(sum(cached_tokens), 0)::bigint AS cached_tokens,
+    coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning_tokens,
+    coalesce(sum(completed + failed) FILTER (WHERE pool = 'dedicated'), 0)::integer AS on_dedicated,
+    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'spot'), 0) AS spot_seconds,
+    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated_seconds,
+    coalesce(sum(running_seconds), 0) AS running_seconds
+  FROM tallies WHERE batch_id = b.id
+) t
+CROSS JOIN LATERAL (
+  SELECT CASE WHEN b.drained_at IS NULL AND b.status IN ('in_progress', 'cancelling')
+    THEN (SELECT count(*) FROM claims WHERE batch_id = b.id)::integer ELSE 0 END AS running) c;
+
+GRANT SELECT ON batch_states TO lowtide_api, lowtide_worker, lowtide_operator;
+"""
+
+SCHEMA = (UPLOADS, SEGMENTS, BUCKETS, TRANSFERS, VIEWS)
 
 
 def upgrade() -> None:
