@@ -65,6 +65,10 @@ class BucketUrl:
         """Return the URL with a slash at its end."""
         return self if self.is_folder else BucketUrl(self.scheme, self.bucket, f"{self.path}/")
 
+    def joined(self, name: str) -> BucketUrl:
+        """Return the URL of an object in a folder."""
+        return BucketUrl(self.scheme, self.bucket, self.path + name)
+
     def covers(self, other: BucketUrl) -> bool:
         """Return whether a folder contains another URL, or is the same."""
         return self.is_folder and self.root == other.root and other.path.startswith(self.path)

@@ -69,16 +69,27 @@ class RemoteBucket:
                 raise Unavailable(f"{source.url} was read short: try again.")
             yield data
 
-    @contextmanager
-    def writing(self, url: BucketUrl) -> Iterator[Callable[[bytes], object]]:
-        """Yield a function that appends to an object, which exists only once the block has ended."""
+    def write(self, url: BucketUrl, pieces: Iterator[bytes]) -> None:
+        """Write an object, a large one in parts; an exception of `pieces` leaves nothing behind."""
+        head = bytearray()
+        for piece in pieces:
+            head += piece
+            if len(head) >= _PART:
+                break
+        else:
+            with _errors(url):
+                obstore.put(self._store, url.path, bytes(head), use_multipart=False)
+            return
         with (
             _errors(url),
             obstore.open_writer(
                 self._store, url.path, buffer_size=_PART, max_concurrency=_PARTS_IN_FLIGHT
             ) as writer,
         ):
-            yield writer.write
+            writer.write(bytes(head))
+            del head
+            for piece in pieces:
+                writer.write(piece)
 
 
 class RemoteBuckets:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
-from lowtide.buckets.model import Access, BucketUrl, parse_folder_url, require_access
+from lowtide.buckets.model import Access, parse_folder_url, require_access
 from lowtide.core.errors import LowtideError, NotFound
 from lowtide.core.ids import TenantId, format_batch_id
 from lowtide.database.connections import begin
@@ -17,11 +17,12 @@ from lowtide.pipeline.imports import LEASE_SECONDS, RENEW_SECONDS, Superseded
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Engine
 
-    from lowtide.buckets.remote import RemoteBucket, RemoteBuckets
+    from lowtide.buckets.model import BucketUrl
+    from lowtide.buckets.remote import RemoteBuckets
     from lowtide.buckets.store import BucketStore
     from lowtide.core.ids import BatchId
     from lowtide.objects.store import ObjectStore
@@ -182,18 +183,17 @@ class Exporter:
         buckets = self._buckets.of(job.tenant)
         remote = self._remote.open(require_access(buckets, job.folder, Access.WRITE, "output_url"))
         for role, key in job.keys.items():
-            self._copy_file(job, remote, role, key)
+            name = f"{format_batch_id(job.batch)}_{role}.jsonl"
+            remote.write(job.folder.joined(name), self._pieces(job, key))
 
-    def _copy_file(self, job: ExportJob, remote: RemoteBucket, role: str, key: str) -> None:
-        folder = job.folder
-        path = f"{folder.path}{format_batch_id(job.batch)}_{role}.jsonl"
+    def _pieces(self, job: ExportJob, key: str) -> Iterator[bytes]:
+        """Yield a file's bytes, and renew the lease meanwhile."""
         renewed = time.monotonic()
-        with remote.writing(BucketUrl(folder.scheme, folder.bucket, path)) as write:
-            for piece in self._objects.stream(key):
-                if time.monotonic() - renewed > RENEW_SECONDS:
-                    self._exports.renew(job.batch)
-                    renewed = time.monotonic()
-                write(piece)
+        for piece in self._objects.stream(key):
+            if time.monotonic() - renewed > RENEW_SECONDS:
+                self._exports.renew(job.batch)
+                renewed = time.monotonic()
+            yield piece
 
     def _postpone(self, job: ExportJob, error: LowtideError) -> None:
         # A deleted file does not come back.

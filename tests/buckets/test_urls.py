@@ -130,8 +130,7 @@ def test_longest_registered_url_decides() -> None:
 def _is_allowed(buckets: list[Bucket], url: str, access: Access) -> bool:
     try:
         require_access(buckets, parse_bucket_url(url, "input_url"), access, "input_url")
-    except InvalidRequest as error:
-        assert error.code == "bucket_not_registered"
+    except InvalidRequest:
         return False
     return True
 
@@ -146,8 +145,6 @@ def _is_allowed(buckets: list[Bucket], url: str, access: Access) -> bool:
         ("s3://acme/", "gs://acme/", False),
     ],
 )
-def test_folders_overlap_if_one_contains_the_other(
-    first: str, second: str, overlaps: bool
-) -> None:
+def test_folders_overlap_if_one_contains_the_other(first: str, second: str, overlaps: bool) -> None:
     urls = [parse_folder_url(url, "url") for url in (first, second)]
     assert overlap(*urls) == overlaps
