@@ -32,7 +32,9 @@ def open_client(base_url: str, api_key: str) -> OpenAI:
     return OpenAI(base_url=base_url.rstrip("/") + "/v1", api_key=api_key, max_retries=_RETRIES)
 
 
-def submit(client: OpenAI, file: Path, *, window: str, user: str | None) -> Batch:
+def submit(
+    client: OpenAI, file: Path, *, window: str, user: str | None, output_url: str | None = None
+) -> Batch:
     """Upload a file, and create a batch for the endpoint in its first line."""
     with file.open("rb") as stream:
         uploaded = client.files.create(file=(file.name, stream), purpose="batch")
@@ -42,7 +44,31 @@ def submit(client: OpenAI, file: Path, *, window: str, user: str | None) -> Batc
         endpoint=cast("Any", first_endpoint(file)),
         completion_window=cast("Any", window),
         metadata={"user": user} if user else None,
+        extra_body={"output_url": output_url} if output_url else None,
     )
+
+
+def submit_url(
+    client: OpenAI,
+    url: str,
+    *,
+    endpoint: str,
+    window: str,
+    user: str | None,
+    output_url: str | None,
+) -> Batch:
+    """Create a batch of an object in a registered bucket."""
+    from openai.types import Batch
+
+    body = {
+        "input_url": url,
+        "output_url": output_url,
+        "endpoint": endpoint,
+        "completion_window": window,
+        "metadata": {"user": user} if user else None,
+    }
+    # The client's own method requires a file id.
+    return client.post("/batches", body=body, cast_to=Batch)
 
 
 def first_endpoint(file: Path) -> str:

@@ -11,15 +11,20 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
+from openai import OpenAI
 from sqlalchemy import text
 
 from lowtide.buckets import remote
+from lowtide.cli.batch_view import facts
+from lowtide.cli.client import submit_url
 from lowtide.core.ids import format_batch_id
 from lowtide.files.service import Upload
 from lowtide.pipeline import exports, imports
 from lowtide.settings import PREFIX
 from tests.buckets.test_urls import ATTACKS
+from tests.conftest import API_KEY
 from tests.http.forms import line, upload
 from tests.worlds import PATIENCE
 
@@ -89,6 +94,25 @@ def test_whole_job_from_bucket_to_bucket(jobs: Jobs) -> None:
         content = jobs.api("GET", f"/v1/files/{body[f'{role}_file_id']}/content").data
         assert jobs.get(f"out/day/{name}_{role}.jsonl") == content
         assert len(content.splitlines()) == {"output": 4, "error": 2}[role]
+
+
+def test_command_submits_url(jobs: Jobs) -> None:
+    application = jobs.api.clients["create_batch"].application
+    with httpx.Client(transport=httpx.WSGITransport(app=application)) as http:
+        client = OpenAI(base_url="http://api/v1", api_key=API_KEY, http_client=http)
+        batch = submit_url(
+            client,
+            INPUT,
+            endpoint="/v1/embeddings",
+            window="2h",
+            user="ada",
+            output_url="s3://bucket/out/",
+        )
+    body = jobs.api("GET", f"/v1/batches/{batch.id}").json
+    assert (body["endpoint"], body["completion_window"]) == ("/v1/embeddings", "2h")
+    assert body["x_lowtide"]["user"] == "ada"
+    shown = facts(body)
+    assert (shown["imported from"], shown["export"]) == (INPUT, "s3://bucket/out/ pending")
 
 
 def test_uploaded_file_is_exported_too(jobs: Jobs) -> None:

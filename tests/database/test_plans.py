@@ -17,7 +17,7 @@ from lowtide.pipeline import final_store
 from lowtide.planning.escalation import Move
 from lowtide.queue import claiming, draining
 from lowtide.queue import store as queue_store
-from lowtide.scheduler import plan
+from lowtide.scheduler import plan, sweep
 from tests.plans import plan_nodes
 from tests.worlds import World, emptied
 
@@ -168,6 +168,12 @@ def test_drain_check_reads_single_queue_rows(loaded: World, count: int) -> None:
     assert all("batch_id" in probe["Index Cond"] for probe in probes)
     nodes = plan_nodes(loaded.worker, str(draining._DRAIN), batches=ids)
     assert _scanned(nodes) == set()
+
+
+def test_due_exports_are_read_from_their_index(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, sweep.EXPORTS_DUE, age=30.0)
+    assert _scanned(nodes) == set()
+    assert "batches_exporting" in _indexes(nodes)
 
 
 @pytest.mark.parametrize("after", [0, LINES // 2, LINES - 10])
