@@ -56,7 +56,16 @@ class Stub:
     status: int | None = None
     held: threading.Event | None = None
     reached: threading.Event = field(default_factory=threading.Event)
+    tokens: set[str | None] = field(default_factory=set)
     url: str = ""
+
+    def reset(self) -> None:
+        """Forget everything, and hold nothing."""
+        if self.held is not None:
+            self.held.set()
+        self.status = self.held = None
+        for contents in (self.objects, self.requests, self.tokens, self.reached):
+            contents.clear()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -78,6 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
+        self.stub.tokens.add(self.headers.get("x-amz-security-token"))
         self.stub.requests.append((self.command, self.path))
         content = self.stub.objects.get(self.path)
         status = self.stub.status or (404 if content is None else 200)
@@ -115,13 +125,9 @@ def _stub_server() -> Iterator[Stub]:
 @pytest.fixture
 def stub(_stub_server: Stub) -> Iterator[Stub]:
     """The server that can misbehave, emptied."""
-    _stub_server.objects.clear()
-    _stub_server.requests.clear()
-    _stub_server.status = _stub_server.held = None
-    _stub_server.reached.clear()
+    _stub_server.reset()
     yield _stub_server
-    if _stub_server.held is not None:
-        _stub_server.held.set()
+    _stub_server.reset()
 
 
 @dataclass

@@ -98,8 +98,8 @@ def test_whole_job_from_bucket_to_bucket(jobs: Jobs) -> None:
 
 def test_command_submits_url(jobs: Jobs) -> None:
     application = jobs.api.clients["create_batch"].application
-    with httpx.Client(transport=httpx.WSGITransport(app=application)) as http:
-        client = OpenAI(base_url="http://api/v1", api_key=API_KEY, http_client=http)
+    http: Any = httpx.Client(transport=httpx.WSGITransport(app=application))
+    with OpenAI(base_url="http://api/v1", api_key=API_KEY, http_client=http) as client:
         batch = submit_url(
             client,
             INPUT,

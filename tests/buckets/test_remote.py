@@ -67,6 +67,21 @@ def test_rotated_credentials_need_no_restart(tmp_path: Path, stub: Stub) -> None
     assert bucket.head(parse_bucket_url("s3://stub-bucket/a", "url")).size == 2
 
 
+def test_named_credentials_take_nothing_from_the_environment(
+    tmp_path: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ENDPOINT_URL", "ENDPOINT", "SESSION_TOKEN", "SKIP_SIGNATURE"):
+        monkeypatch.setenv(f"AWS_{name}", "http://127.0.0.1:9" if "ENDPOINT" in name else "true")
+    stub.objects["/stub-bucket/a"] = b"{}"
+    path = _file(tmp_path, f'[stub]\nendpoint = "{stub.url}"\n{KEYS}\n[aws]\n{KEYS}')
+    buckets = RemoteBuckets(path, own_url="")
+    bucket = buckets.open(_bucket("s3://stub-bucket/", "stub"))
+    assert bucket.head(parse_bucket_url("s3://stub-bucket/a", "url")).size == 2
+    assert stub.tokens == {None}
+    aws = buckets.open(_bucket("s3://stub-bucket/", "aws"))
+    assert aws._store.config["endpoint"] == "https://s3.us-east-1.amazonaws.com"
+
+
 def test_default_credentials_are_those_of_the_environment(
     stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,10 +48,10 @@ def test_bucket_is_added_listed_and_removed(database: Database) -> None:
     _run("buckets", "remove", URL, "--tenant", "acme")
     assert len(_run.table("buckets", "list", "--tenant", "acme")) == 1
     with database.engine("operator").begin() as connection:
-        rows = connection.execute(
+        entries = connection.execute(
             text("SELECT actor, subject FROM audit_log WHERE action LIKE 'bucket.%' ORDER BY id")
         ).all()
-    assert rows == [
+    assert [tuple(entry) for entry in entries] == [
         (actor, f"{URL}: read with the credentials acme"),
         (actor, "gs://acme-results/: write with the credentials default"),
         (actor, URL),
