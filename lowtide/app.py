@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from flask import current_app, has_app_context
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy import Engine
 
+    from lowtide.buckets.remote import RemoteBuckets
+    from lowtide.buckets.service import Buckets
     from lowtide.core.pools import Pool
     from lowtide.events.model import EventSink
     from lowtide.objects.joined import JoinedObjects
+    from lowtide.pipeline.exports import Exporter
     from lowtide.pipeline.finalize import Finalizer
+    from lowtide.pipeline.imports import Importer
     from lowtide.pipeline.split import Splitter
     from lowtide.scheduler.pauses import Pools
     from lowtide.scheduler.tick import Scheduler
@@ -160,6 +165,41 @@ class App:
         )
 
     @cached_property
+    def importer(self) -> Importer:
+        """The importer of input files from buckets."""
+        from lowtide.buckets.store import BucketStore
+        from lowtide.pipeline.imports import Importer, ImportStore
+
+        return Importer(
+            ImportStore(self.database, self.services.admission),
+            BucketStore(self.database),
+            self._remote_buckets(),
+            self.services.files,
+            tracer=self.tracer,
+        )
+
+    @cached_property
+    def exporter(self) -> Exporter:
+        """The exporter of results to buckets."""
+        from lowtide.buckets.store import BucketStore
+        from lowtide.pipeline.exports import Exporter, ExportStore
+
+        return Exporter(
+            ExportStore(self.database),
+            BucketStore(self.database),
+            self._remote_buckets(),
+            self.objects,
+            tracer=self.tracer,
+        )
+
+    def _remote_buckets(self) -> RemoteBuckets:
+        from lowtide.buckets.remote import RemoteBuckets
+
+        settings = self.settings
+        path = Path(settings.bucket_credentials) if settings.bucket_credentials else None
+        return RemoteBuckets(path, own_url=settings.object_store_url)
+
+    @cached_property
     def finalizer(self) -> Finalizer:
         """The writer of output and error files."""
         from lowtide.pipeline.final_store import FinalStore
@@ -278,6 +318,14 @@ class App:
         pepper = settings.api_key_pepper.get_secret_value()
         registry = TenantStore(self.database, pepper=pepper)
         return Tenancy(registry, defaults, actor=actor, new_id=new_id, new_key=new_key, clock=now)
+
+    def buckets(self, actor: str) -> Buckets:
+        """Return the service that registers buckets; it records `actor` in the audit log."""
+        from lowtide.buckets.service import Buckets
+        from lowtide.buckets.store import BucketStore
+
+        own_url = self.settings.object_store_url
+        return Buckets(BucketStore(self.database), own_url=own_url, actor=actor)
 
     @cached_property
     def pools(self) -> Pools:

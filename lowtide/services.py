@@ -180,6 +180,7 @@ class Services:
         """The service that creates, reads and cancels batches."""
         from lowtide.batches.service import Batches, BatchRules
         from lowtide.batches.store import BatchStore
+        from lowtide.buckets.store import BucketStore
         from lowtide.files.store import FileStore
 
         settings = self._settings
@@ -188,11 +189,12 @@ class Services:
             settings.shortest_window,
             settings.longest_window,
             self.prices,
-            self._admission,
+            self.admission,
         )
         return Batches(
             BatchStore(self._database),
             FileStore(self._database),
+            BucketStore(self._database),
             self._publisher,
             self.forecaster,
             rules,
@@ -360,7 +362,7 @@ class Services:
             file_expiry=settings.file_expiry,
             prices=self.prices,
             closed=frozenset(pool for pool, count in replicas.items() if not count),
-            admission=self._admission,
+            admission=self.admission,
         )
         return Copies(
             FileStore(self._database),
@@ -372,7 +374,8 @@ class Services:
         )
 
     @property
-    def _admission(self) -> AdmissionPolicy:
+    def admission(self) -> AdmissionPolicy:
+        """The policy for deadlines that capacity cannot meet."""
         from lowtide.batches.admission import AdmissionPolicy
 
         settings = self._settings

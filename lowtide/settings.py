@@ -145,6 +145,11 @@ class Settings(BaseSettings):
         description="Answer downloads of files with a redirect to a presigned URL of the object store, "
         "where a file is one object there. Needs a bucket.",
     )
+    bucket_credentials: str = Field(
+        default="",
+        description="Path of a TOML file with named credentials of registered buckets. Unset: only those of the "
+        "environment, under the name `default`. See [buckets.md](buckets.md).",
+    )
     api_key_pepper: SecretStr = Field(
         default=SecretStr(""), description="Secret key for hashing API keys."
     )

@@ -1,4 +1,7 @@
-"""`dev.lowtide.batch.created` and `….segment.created`: split a file into queued requests."""
+"""Split the file of a batch into queued requests; import it first if it is in a bucket.
+
+The events are `dev.lowtide.batch.created` and `….segment.created`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def split(event: CloudEvent) -> None:
         if batch is None:
             return
         segment = segment_of(event)
-        if segment is None:
-            app.splitter.split(batch)
-        else:
+        if segment is not None:
             app.splitter.split_segment(batch, segment)
+        elif app.importer.prepare(batch):
+            app.splitter.split(batch)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from flask import Request
 
-    from lowtide.batches.model import Batch
+    from lowtide.batches.model import Batch, Export
     from lowtide.batches.results import RequestState
     from lowtide.core.ids import FileId
     from lowtide.core.pools import Cost
@@ -146,7 +146,13 @@ def _extension(batch: Batch) -> types.Extension:
         escalations=batch.escalations,
         cost=cost_object(batch.cost),
         trace_id=None if batch.trace is None else batch.trace.trace_id,
+        input_url=batch.input_url,
+        export=None if batch.export is None else _export(batch.export),
     )
+
+
+def _export(export: Export) -> types.Export:
+    return types.Export(url=export.url, state=export.state.value, error=export.error)
 
 
 def _risk(risk: Risk) -> types.Risk:
@@ -181,16 +187,13 @@ _decode = msgspec.json.Decoder(CreateBatch).decode
 def create_batch(call: Call) -> Response:
     """`POST /v1/batches`."""
     body = _body(call.request)
-    input_file_id = body.input_file_id or body.original_input_file_id
-    if not input_file_id:
-        raise InvalidRequest(
-            "input_file_id is missing: upload a file first and pass its id.",
-            param="input_file_id",
-        )
+    input_file_id = _input_file_id(body)
     user = body.user_id or (body.metadata or {}).get("user") or call.caller.name
     expiry = body.output_expires_after
     request = BatchRequest(
         input_file_id=input_file_id,
+        input_url=body.input_url,
+        output_url=body.output_url,
         user=_printable(user),
         endpoint=body.endpoint,
         completion_window=body.completion_window,
@@ -205,6 +208,22 @@ def create_batch(call: Call) -> Response:
     )
     batch = call.services.batches.create(call.tenant, request)
     return json_response(batch_object(batch))
+
+
+def _input_file_id(body: CreateBatch) -> str | None:
+    """Return the id of the input file; None if the body has an input_url instead."""
+    input_file_id = body.input_file_id or body.original_input_file_id
+    if input_file_id and body.input_url is not None:
+        raise InvalidRequest(
+            "input_file_id and input_url are both given: give one.", param="input_url"
+        )
+    if not input_file_id and body.input_url is None:
+        raise InvalidRequest(
+            "input_file_id is missing: upload a file first and pass its id, or pass the input_url "
+            "of an object in a registered bucket.",
+            param="input_file_id",
+        )
+    return input_file_id or None
 
 
 def get_batch(call: Call, batch_id: str) -> Response:

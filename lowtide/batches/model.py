@@ -159,13 +159,34 @@ def data_ended(batch: BatchId, at: datetime) -> NotFound:
     )
 
 
+class ExportState(StrEnum):
+    """The state of copying a batch's results to a bucket."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """The copy of a batch's results to the folder `url`.
+
+    `error` is the last one; a pending export is tried again.
+    """
+
+    url: str
+    state: ExportState
+    error: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class NewBatch:
     """A batch to be created; `output_expires_after` is in seconds, None keeps its files.
 
     `idempotency_digest` is that of the body sent with the key; None matches any. Requests start in
     `pool`; those that start in dedicated stay there. `prices` are those of its cost for good.
-    `actor` is recorded in the audit log; None leaves that to the caller.
+    `actor` is recorded in the audit log; None leaves that to the caller. With an `input_url` the
+    input file is imported from there. Results are copied to the folder `output_url`.
     """
 
     id: BatchId
@@ -184,6 +205,8 @@ class NewBatch:
     trace: TraceContext | None = None
     pool: Pool = Pool.SPOT
     actor: str | None = None
+    input_url: str | None = None
+    output_url: str | None = None
 
     @property
     def terms(self) -> dict[str, str]:
@@ -210,6 +233,7 @@ class Batch:
     that its work continues; `pool` is the pool in which its requests started. An `expiring` batch
     has missed its deadline; `risk` is the reason of `at_risk`, None unless the scheduler marked it.
     `retention` is its own, or else its tenant's, in seconds; `data_ends_at` is None until it ends.
+    `input_url` is the object that its input file is imported from.
     """
 
     id: BatchId
@@ -253,6 +277,8 @@ class Batch:
     pool: Pool = Pool.SPOT
     expiring: bool = False
     risk: Risk | None = None
+    input_url: str | None = None
+    export: Export | None = None
     retention: int | None = None
     data_ended_at: datetime | None = None
     data_ends_at: datetime | None = None

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from lowtide.batches.model import NewBatch
 from lowtide.batches.results import ResultPage, render_all
+from lowtide.buckets.model import Access, parse_folder_url, parse_object_url, require_access
 from lowtide.core.durations import parse_window
 from lowtide.core.errors import InvalidRequest, NotFound
-from lowtide.core.ids import BatchId, format_batch_id, parse_file_id
+from lowtide.core.ids import BatchId, derived_file_id, format_batch_id, parse_file_id
 from lowtide.events.model import EventType, batch_event
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lowtide.batches.request_store import RequestStore
     from lowtide.batches.results import RequestState, ResultCursor
     from lowtide.batches.store import BatchStore
+    from lowtide.buckets.store import BucketStore
     from lowtide.core.ids import FileId, TenantId
     from lowtide.core.pools import Pool, Prices
     from lowtide.events.publisher import Publisher
@@ -44,12 +46,14 @@ _PAGE_BYTES = 4 << 20
 class BatchRequest:
     """The parameters of a new batch; None takes the default.
 
-    With `joins_trace` the batch's work continues the caller's trace, else that of its file. `actor`
+    One of `input_file_id` and `input_url` is set. With `joins_trace` the batch's work continues the caller's trace, else that of its file. `actor`
     is recorded in the audit log. `idempotency_digest` is that of the body sent with the key.
     """
 
-    input_file_id: str
+    input_file_id: str | None
     user: str
+    input_url: str | None = None
+    output_url: str | None = None
     endpoint: str | None = None
     completion_window: str | None = None
     metadata: Mapping[str, str] | None = None
@@ -81,6 +85,7 @@ class Batches:
         self,
         batches: BatchStore,
         files: FileStore,
+        buckets: BucketStore,
         publisher: Publisher,
         forecaster: Forecaster,
         rules: BatchRules,
@@ -91,6 +96,7 @@ class Batches:
     ) -> None:
         self._batches = batches
         self._files = files
+        self._buckets = buckets
         self._publisher = publisher
         self._forecaster = forecaster
         self._rules = rules
@@ -116,23 +122,19 @@ class Batches:
             return self._forecaster.with_eta(existing)
 
     def _create(self, tenant: TenantId, request: BatchRequest) -> Batch:
-        file = parse_file_id(request.input_file_id)
-        if file is None:
-            raise InvalidRequest(
-                f"input_file_id {request.input_file_id!r} is not a file id: use the id "
-                "returned by the upload, such as 'file-…'.",
-                param="input_file_id",
-            )
+        id_ = BatchId(self._new_id())
+        file = self._input_file(request, id_)
         window_text = "24h" if request.completion_window is None else request.completion_window
         window = parse_window(
             window_text,
             shortest=timedelta(seconds=self._rules.shortest_window),
             longest=timedelta(seconds=self._rules.longest_window),
         )
-        endpoint = self._endpoint(request.endpoint)
-        source = self._source(tenant, file)
+        endpoint = self._endpoint(request)
+        input_url, output_url = self._urls(tenant, request)
+        source = None if input_url else self._source(tenant, file)
         current_trace = self._tracer.current()
-        parent = source.trace if source.trace is not None and not request.joins_trace else None
+        parent = source.trace if source and not request.joins_trace else None
         with self._tracer.span(
             "create batch",
             parent=parent,
@@ -141,11 +143,11 @@ class Batches:
         ) as span:
             now = self._clock()
             batch = NewBatch(
-                id=BatchId(self._new_id()),
+                id=id_,
                 tenant=tenant,
                 user=request.user,
                 input_file=file,
-                endpoint=endpoint or source.endpoint or self._rules.endpoints[0],
+                endpoint=endpoint or (source and source.endpoint) or self._rules.endpoints[0],
                 completion_window=window_text,
                 created_at=now,
                 deadline=now + window,
@@ -156,6 +158,8 @@ class Batches:
                 output_expires_after=request.output_expires_after,
                 trace=span.context,
                 actor=request.actor,
+                input_url=input_url,
+                output_url=output_url,
             )
             return self._forecaster.with_eta(self._record(batch, span))
 
@@ -198,13 +202,49 @@ class Batches:
             self._publisher.publish([replace(event, trace=cancelled.trace)])
         return self._forecaster.with_eta(cancelled)
 
+    @staticmethod
+    def _input_file(request: BatchRequest, batch: BatchId) -> FileId:
+        """Return the id of the input file; that of an imported one depends on the batch alone."""
+        if request.input_file_id is None:
+            return derived_file_id(batch, "input")
+        file = parse_file_id(request.input_file_id)
+        if file is None:
+            raise InvalidRequest(
+                f"input_file_id {request.input_file_id!r} is not a file id: use the id "
+                "returned by the upload, such as 'file-…'.",
+                param="input_file_id",
+            )
+        return file
+
+    def _urls(self, tenant: TenantId, request: BatchRequest) -> tuple[str | None, str | None]:
+        """Return the URLs of input and output in full; raises InvalidRequest.
+
+        Only registered buckets are allowed.
+        """
+        source = target = None
+        if request.input_url is not None:
+            source = parse_object_url(request.input_url, "input_url")
+        if request.output_url is not None:
+            target = parse_folder_url(request.output_url, "output_url")
+        buckets = self._buckets.of(tenant) if source or target else []
+        if source is not None:
+            require_access(buckets, source, Access.READ, "input_url")
+        if target is not None:
+            require_access(buckets, target, Access.WRITE, "output_url")
+        return str(source) if source else None, str(target) if target else None
+
     def _source(self, tenant: TenantId, file: FileId) -> StoredFile:
         try:
             return self._files.get(tenant, file)
         except NotFound as error:
             raise NotFound(error.message, param="input_file_id") from error
 
-    def _endpoint(self, endpoint: str | None) -> str | None:
+    def _endpoint(self, request: BatchRequest) -> str | None:
+        endpoint = request.endpoint
+        if endpoint is None and request.input_url is not None:
+            raise InvalidRequest(
+                "endpoint is missing: with input_url, name that of the requests.", param="endpoint"
+            )
         if endpoint is not None and endpoint not in self._rules.endpoints:
             raise InvalidRequest(
                 f"endpoint {endpoint!r} is not supported: use one of "

@@ -15,6 +15,8 @@ from lowtide.batches.model import (
     FINAL_STATUSES,
     Batch,
     BatchStatus,
+    Export,
+    ExportState,
     NewBatch,
     Outcomes,
     RequestStatus,
@@ -25,6 +27,7 @@ from lowtide.core.pools import Pool, Prices
 from lowtide.database.connections import acting_for
 from lowtide.events.outbox import add_event, trace_columns, trace_of
 from lowtide.files.lines import Problem
+from lowtide.files.model import object_key
 from lowtide.files.store import file_not_found
 from lowtide.planning.reasons import Bound, Reason, Risk
 from lowtide.tenants.audit import note
@@ -53,12 +56,15 @@ SELECT object_key, lines FROM files WHERE id = :id AND purpose = 'batch' FOR KEY
 _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
   created_at, deadline, at_risk, risk_reason, risk_since, metadata, output_expires_after, idempotency_key,
-  idempotency_digest, traceparent, tracestate, start_pool, spot_price, dedicated_price, currency)
+  idempotency_digest, traceparent, tracestate, start_pool, spot_price, dedicated_price, currency,
+  input_url, output_url, export_state, export_next_at)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
   :created_at, :deadline, cast(:risk AS text) IS NOT NULL, :risk,
   CASE WHEN cast(:risk AS text) IS NOT NULL THEN now() END, cast(:metadata AS jsonb),
   :output_expires_after, :idempotency_key, :idempotency_digest, :traceparent, :tracestate, :start_pool,
-  :spot_price, :dedicated_price, :currency)
+  :spot_price, :dedicated_price, :currency, :input_url, :output_url,
+  CASE WHEN cast(:output_url AS text) IS NOT NULL THEN 'pending' END,
+  CASE WHEN cast(:output_url AS text) IS NOT NULL THEN now() END)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
 # What search finds a batch by, besides its id.
@@ -100,11 +106,8 @@ class BatchStore:
         for an unknown file, and the errors of `insert_batch`.
         """
         with acting_for(self._engine, batch.tenant) as connection:
-            source = connection.execute(_INPUT, {"id": batch.input_file}).one_or_none()
-            if source is None:
-                error = file_not_found(batch.input_file)
-                raise NotFound(error.message, param="input_file_id")
-            if insert_batch(connection, batch, source.object_key, source.lines, policy):
+            key, lines = _input_of(connection, batch)
+            if insert_batch(connection, batch, key, lines, policy):
                 add_event(connection, event)
                 if batch.actor is not None:
                     name = format_batch_id(batch.id)
@@ -173,6 +176,17 @@ class BatchStore:
         return cancelled, drained
 
 
+def _input_of(connection: Connection, batch: NewBatch) -> tuple[str, int]:
+    """Return the key and the requests of the input; an import has none yet. Raises NotFound."""
+    if batch.input_url is not None:
+        return object_key(batch.input_file), 0
+    source = connection.execute(_INPUT, {"id": batch.input_file}).one_or_none()
+    if source is None:
+        error = file_not_found(batch.input_file)
+        raise NotFound(error.message, param="input_file_id")
+    return source.object_key, source.lines
+
+
 def _find_by_key(connection: Connection, tenant: TenantId, key: str | None) -> CursorResult[Any]:
     return connection.execute(_BY_IDEMPOTENCY_KEY, {"tenant": tenant, "key": key})
 
@@ -235,6 +249,8 @@ def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
         "spot_price": batch.prices.spot,
         "dedicated_price": batch.prices.dedicated,
         "currency": batch.prices.currency,
+        "input_url": batch.input_url,
+        "output_url": batch.output_url,
         **trace_columns(batch.trace),
     }
 
@@ -286,7 +302,13 @@ def batch_of(row: Any) -> Batch:
         else row.output_expires_after,
         data_ended_at=row.data_ended_at,
         risk=_risk(row) if row.at_risk and row.risk_reason is not None else None,
+        input_url=row.input_url,
+        export=_export(row) if row.output_url is not None else None,
     )
+
+
+def _export(row: Any) -> Export:
+    return Export(row.output_url, ExportState(row.export_state), row.export_error)
 
 
 def _outcomes(row: Any) -> Outcomes:

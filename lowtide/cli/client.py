@@ -38,7 +38,13 @@ def open_client(base_url: str, api_key: str) -> OpenAI:
 
 
 def submit(
-    client: OpenAI, file: Path, *, window: str, user: str | None, progress: UploadProgress
+    client: OpenAI,
+    file: Path,
+    *,
+    window: str,
+    user: str | None,
+    progress: UploadProgress,
+    output_url: str | None = None,
 ) -> Batch:
     """Upload a file, and create a batch for the endpoint in its first line.
 
@@ -53,6 +59,7 @@ def submit(
             completion_window=cast("Any", window),
             metadata={"user": user} if user else None,
             extra_headers=headers,
+            extra_body={"output_url": output_url} if output_url else None,
         )
 
     if file.stat().st_size <= LARGE:
@@ -61,10 +68,33 @@ def submit(
     upload = LargeUpload(client, file, progress)
     file_id = upload.finish()
     # Of a submit that was killed before it could forget the upload, the next one finds the batch.
-    key = uuid.uuid5(_SUBMITS, msgspec.json.encode([upload.id, window, user]).decode())
+    key = uuid.uuid5(_SUBMITS, msgspec.json.encode([upload.id, window, user, output_url]).decode())
     batch = create(file_id, {"Idempotency-Key": f"submit-{key}"})
     upload.forget()
     return batch
+
+
+def submit_url(
+    client: OpenAI,
+    url: str,
+    *,
+    endpoint: str,
+    window: str,
+    user: str | None,
+    output_url: str | None,
+) -> Batch:
+    """Create a batch of an object in a registered bucket."""
+    from openai.types import Batch
+
+    body = {
+        "input_url": url,
+        "output_url": output_url,
+        "endpoint": endpoint,
+        "completion_window": window,
+        "metadata": {"user": user} if user else None,
+    }
+    # The client's own method requires a file id.
+    return client.post("/batches", body=body, cast_to=Batch)
 
 
 def first_endpoint(file: Path) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from lowtide import __version__
 from lowtide.cli import batches
+from lowtide.cli.buckets import buckets
 from lowtide.cli.dead_letters import dead_letters
 from lowtide.cli.explain import explain
 from lowtide.cli.find import find
@@ -35,6 +36,7 @@ for command in (batches.show, batches.watch, batches.download, batches.cancel):
 app.command("retry-failed")(batches.retry_failed)
 app.add_typer(tenants, name="tenants")
 app.add_typer(keys, name="keys")
+app.add_typer(buckets, name="buckets")
 app.add_typer(pools, name="pools")
 app.add_typer(dead_letters, name="dead-letters")
 app.command()(explain)

@@ -24,6 +24,7 @@ class EventType(StrEnum):
     BATCH_DRAINED = "dev.lowtide.batch.drained"
     BATCH_COMPLETED = "dev.lowtide.batch.completed"
     SEGMENT_DRAINED = "dev.lowtide.segment.drained"
+    EXPORT_REQUESTED = "dev.lowtide.export.requested"
 
 
 @dataclass(frozen=True, slots=True)

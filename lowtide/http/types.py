@@ -20,6 +20,7 @@ PartId = Annotated[str, Meta(pattern="^part_[0-9a-f]{32}$")]
 BatchId = Annotated[str, Meta(pattern="^batch_[0-9a-f]{32}$")]
 MetadataKey = Annotated[str, Meta(max_length=64)]
 MetadataValue = Annotated[str, Meta(max_length=512)]
+ObjectUrl = Annotated[str, Meta(extra_json_schema={"pattern": "^(s3|gs|az)://"})]
 InputFileId = Annotated[str, Meta(extra_json_schema={"pattern": "^file-[0-9a-f]{32}$"})]
 Window = Annotated[str, Meta(extra_json_schema={"pattern": "^[1-9][0-9]{0,4}[mhd]$"})]
 # JSON Schema's integers include 7.0.
@@ -246,6 +247,18 @@ class Risk(msgspec.Struct, kw_only=True):
     bound: Bound | None
 
 
+class Export(msgspec.Struct, kw_only=True):
+    """The copy of a batch's results to the folder `url`.
+
+    It is `pending` until they are copied once the batch has ended. `error` is the last one; a
+    pending export is tried again for a day.
+    """
+
+    url: str
+    state: Literal["pending", "completed", "failed"]
+    error: str | None
+
+
 class Extension(msgspec.Struct, kw_only=True):
     """Lowtide's extension to OpenAI's Batch object.
 
@@ -253,7 +266,8 @@ class Extension(msgspec.Struct, kw_only=True):
     when the requests, results, events and dead letters of a final batch are or were deleted; `risk` is null
     unless the scheduler has marked the batch at risk; `pools` counts finished requests; `cost` is
     at the prices of the batch's creation; `trace_id` is the trace of the batch's work, null if it
-    has none.
+    has none; `input_url` is the object that the input file is imported from, and `export` the copy
+    of the results to a bucket, each null without one.
     """
 
     user: str
@@ -269,6 +283,8 @@ class Extension(msgspec.Struct, kw_only=True):
     retries: int
     escalations: int
     trace_id: str | None
+    input_url: str | None
+    export: Export | None
 
 
 class Batch(msgspec.Struct, kw_only=True):
@@ -533,7 +549,11 @@ class CompleteUpload(msgspec.Struct):
 
 
 class CreateBatch(msgspec.Struct):
-    """The parameters of a new batch; `inputFileId` is an alias, `userId` the batch's user."""
+    """The parameters of a new batch; `inputFileId` is an alias, `userId` the batch's user.
+
+    Instead of `input_file_id`, `input_url` names an object in a registered bucket, and results are
+    copied to the folder `output_url`.
+    """
 
     input_file_id: InputFileId | None = None
     endpoint: str | None = None
@@ -542,6 +562,8 @@ class CreateBatch(msgspec.Struct):
     output_expires_after: ExpiresAfter | None = None
     original_input_file_id: InputFileId | None = field(name="inputFileId", default=None)
     user_id: str | None = field(name="userId", default=None)
+    input_url: ObjectUrl | None = None
+    output_url: ObjectUrl | None = None
 
 
 def unix(moment: datetime) -> int:

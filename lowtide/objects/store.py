@@ -359,28 +359,37 @@ def _folder_of(url: str) -> Path:
 
 
 def remote_store(url: str, endpoint: str | None = None) -> Any:
-    """Return obstore's store of a bucket, at the clouds' usual endpoint without another `endpoint`."""
-    options: Any = {"connect_timeout": "5s", "timeout": "60s"}
-    # These options replace AWS_ALLOW_HTTP, which obstore would otherwise read itself.
+    """Open a bucket with the environment's credentials, at the clouds' usual endpoint or another."""
+    # AWS_ALLOW_HTTP, too, is replaced by the options of the client.
     endpoints = [endpoint or "", *(os.environ.get(name, "") for name in _ENDPOINTS)]
     is_plaintext = any(each.startswith("http://") for each in endpoints)
-    if is_plaintext or os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true"}:
-        options["allow_http"] = True
-    retries: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+    is_plaintext = is_plaintext or os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true"}
+    if endpoint is None:
+        return open_cloud(url, is_plaintext=is_plaintext)
     parts = urlsplit(url)
-    config: Any = {}
-    if endpoint is not None and parts.scheme in AMAZON:
+    if parts.scheme in AMAZON:
         # Only this name has precedence over AWS_ENDPOINT_URL_S3, and from_url refuses it.
         return S3Store(
             parts.netloc,
             prefix=parts.path.strip("/") or None,
             aws_endpoint_url_s3=endpoint,
-            client_options=options,
-            retry_config=retries,
+            **_client(is_plaintext=is_plaintext),
         )
-    if endpoint is not None:
-        config = {"base_url" if parts.scheme in GOOGLE else "endpoint": endpoint}
-    return from_url(url, config=config, client_options=options, retry_config=retries)
+    config: Any = {"base_url" if parts.scheme in GOOGLE else "endpoint": endpoint}
+    return open_cloud(url, is_plaintext=is_plaintext, config=config)
+
+
+def open_cloud(url: str, *, is_plaintext: bool, **settings: Any) -> Any:
+    """Open a cloud bucket with obstore's `settings`; requests time out and are retried."""
+    return from_url(url, **_client(is_plaintext=is_plaintext), **settings)
+
+
+def _client(*, is_plaintext: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"connect_timeout": "5s", "timeout": "60s"}
+    if is_plaintext:
+        options["allow_http"] = True
+    retries = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+    return {"client_options": options, "retry_config": retries}
 
 
 def _remove_staged(folder: Path, keys: Sequence[str]) -> None:

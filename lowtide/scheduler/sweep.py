@@ -70,6 +70,14 @@ SELECT b.*, s.number FROM stalled b CROSS JOIN LATERAL (
   SELECT number FROM segments WHERE batch_id = b.id AND split_at IS NULL ORDER BY number) s
 """
 _STALLED_SEGMENTS = text(STALLED_SEGMENTS)
+# A copy in progress has moved its own next announcement.
+EXPORTS_DUE = """
+UPDATE batches SET export_next_at = now() + make_interval(secs => :age)
+WHERE export_state = 'pending' AND status IN ('completed', 'failed', 'expired', 'cancelled')
+  AND export_next_at <= now()
+RETURNING id, tenant_id, traceparent, tracestate
+"""
+_EXPORTS_DUE = text(EXPORTS_DUE)
 # A new announcement replaces those that still wait in the outbox.
 _FORGET_ANNOUNCED = text("""
 DELETE FROM outbox WHERE type = ANY(:types) AND subject = ANY(:subjects)
@@ -202,6 +210,7 @@ class SweepStore:
         self._drain_missed()
         self._restart_stalled(stalled_after)
         self._restart_segments(stalled_after)
+        self._announce_exports(stalled_after)
         dead_lettered = [row.in_time for row in lost_requests if self._is_poison(row)]
         return SweepResult(
             reaped=len(lost_requests),
@@ -326,6 +335,15 @@ class SweepStore:
                 tenant, batch = TenantId(row.tenant_id), BatchId(row.id)
                 id_, trace = self._new_id(), trace_of(row)
                 event = segment_event(id_, _SEGMENT, tenant, batch, row.number, trace)
+                add_event(connection, event, delay=0)
+
+    def _announce_exports(self, age: float) -> None:
+        """Announce the ended batches whose results are to be copied to a bucket."""
+        with begin(self._engine) as connection:
+            for row in connection.execute(_EXPORTS_DUE, {"age": age}).all():
+                tenant, batch = TenantId(row.tenant_id), BatchId(row.id)
+                type_ = EventType.EXPORT_REQUESTED
+                event = batch_event(self._new_id(), type_, tenant, batch, trace_of(row))
                 add_event(connection, event, delay=0)
 
     def _drop(self, connection: Connection, batches: Sequence[Any]) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
-    from lowtide.batches.model import Batch
+    from lowtide.batches.model import Batch, Export
     from lowtide.batches.views import BatchDetails, BatchFile, Note
 
 
@@ -141,6 +141,11 @@ def tokens(batch: Batch) -> str:
     return f"{number(batch.input_tokens)}{cached} / {number(batch.output_tokens)}{reasoning}"
 
 
+def _export(export: Export) -> str:
+    error = f": {export.error}" if export.error else ""
+    return f"{export.url} ({export.state}{error})"
+
+
 def facts(details: BatchDetails) -> None:
     """Show the properties of a batch; empty ones are left out."""
     batch = details.batch
@@ -154,6 +159,8 @@ def facts(details: BatchDetails) -> None:
         "Tokens (input / output)": tokens(batch),
         "Retries": number(batch.retries) if batch.retries else "",
         "Cost": cost_text(batch),
+        "Imported from": batch.input_url or "",
+        "Results copied to": "" if batch.export is None else _export(batch.export),
         "Trace id": "" if batch.trace is None else batch.trace.trace_id,
         # OpenAI clients name the user in the metadata; the user is already shown.
         **{

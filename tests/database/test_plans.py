@@ -196,6 +196,12 @@ def test_drain_check_reads_single_queue_rows(loaded: World, count: int) -> None:
     assert _scanned(nodes) == set()
 
 
+def test_due_exports_are_read_from_their_index(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, sweep.EXPORTS_DUE, age=30.0)
+    assert _scanned(nodes) == set()
+    assert "batches_exporting" in _indexes(nodes)
+
+
 @pytest.mark.parametrize("after", [0, LINES // 2, LINES - 10])
 def test_finalizing_reads_both_tables_by_key(loaded: World, after: int) -> None:
     nodes = plan_nodes(

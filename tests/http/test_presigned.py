@@ -16,12 +16,14 @@ from werkzeug.serving import make_server
 from lowtide.batches.model import BatchStatus
 from lowtide.cli.client import stream
 from lowtide.core.errors import NotFound
-from lowtide.core.ids import now, parse_batch_id, parse_file_id
+from lowtide.core.ids import new_id, now, parse_batch_id, parse_file_id
+from lowtide.events.publisher import Publisher
 from lowtide.files.lines import Limits
 from lowtide.objects.joined import JoinedObjects
 from lowtide.objects.presigned import Presigner
 from lowtide.objects.store import ObstoreObjects
-from lowtide.pipeline.split import SplitStore, Splitter
+from lowtide.pipeline.split import Splitter
+from lowtide.pipeline.split_store import SplitStore
 from lowtide.uploads import presigned
 from lowtide.uploads.presigned import PresignedUploads
 from tests.http.conftest import MAX_LINES
@@ -29,6 +31,7 @@ from tests.http.forms import form, line, part, post, upload
 from tests.http.test_audit import _audit
 from tests.http.test_uploads import _age, _cancel, _complete, _create, _error, _rows
 from tests.objects.conftest import s3_endpoint, s3_environment
+from tests.worker.workers import Sink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -187,9 +190,9 @@ def test_batch_of_a_presigned_file_is_split(api: Api, bucket: Bucket, world: Wor
     assert response.status_code == 200, response.text
     batch = parse_batch_id(response.json["id"])
     assert batch is not None
-    Splitter(SplitStore(world.own_engine("worker")), bucket.objects, Limits(50, 20_000)).split(
-        batch
-    )
+    splits = SplitStore(world.own_engine("worker"), new_id=new_id)
+    publisher = Publisher(Sink(), world.outbox)
+    Splitter(splits, bucket.objects, Limits(50, 20_000), publisher).split(batch)
     assert world.row(batch).status == BatchStatus.IN_PROGRESS
     assert world.lines("queue", batch) == list(range(1, len(LINES) + 1))
 

@@ -17,9 +17,12 @@ from lowtide.files.lines import ENDPOINTS, Limits
 from lowtide.files.model import FileStatus
 from lowtide.files.service import Checked, Files, UploadLimits
 from lowtide.files.store import FileStore
+from lowtide.objects.joined import JoinedObjects
+from lowtide.objects.presigned import Presigner
 from lowtide.objects.store import ObstoreObjects
 from lowtide.tenants.sign_in import Principal, Role
 from lowtide.uploads import service
+from lowtide.uploads.presigned import PresignedUploads
 from lowtide.uploads.service import Uploads
 from lowtide.uploads.store import UploadStore
 from portal import receiving
@@ -77,7 +80,18 @@ def uploads(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return datetime.now(UTC)
 
     files = Files(store, objects, limits, new_id=new_id, clock=clock)
-    return Uploads(UploadStore(engine), store, files, objects, new_id=new_id, clock=clock)
+    records, joined = UploadStore(engine), JoinedObjects(objects)
+    presigned = PresignedUploads(
+        records,
+        store,
+        joined,
+        Presigner(tmp_path.as_uri(), None),
+        file_expiry=3600,
+        max_lines=10,
+        new_id=new_id,
+        clock=clock,
+    )
+    return Uploads(records, store, files, objects, presigned, new_id=new_id, clock=clock)
 
 
 async def stream(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 READABLE_BY_API = (
     "files", "batches", "requests", "queue", "claims", "results", "tallies", "request_events",
     "dead_letters", "outbox", "orphan_objects", "request_states", "batch_states", "batch_terms",
-    "custom_ids", "search_backlog", "uploads", "upload_parts", "segments",
+    "custom_ids", "search_backlog", "uploads", "upload_parts", "segments", "buckets",
 )  # fmt: skip
 # Workers do not read it; test_usage.py tests it.
 READABLE_BY_API_ALONE = "request_rates"
@@ -59,6 +59,11 @@ def _fill(world: World, tenant: TenantId) -> None:
         "INSERT INTO orphan_objects VALUES (:key, :tenant, now())", key=str(tenant), tenant=tenant
     )
     _upload(world, tenant)
+    with world.database.engine("operator").begin() as connection:
+        connection.execute(
+            text("INSERT INTO buckets VALUES (:tenant, 's3://b/', true, true, 'c', now(), 'op')"),
+            {"tenant": tenant},
+        )
     # The delay keeps these requests from being claimed while the other tenant is filled.
     world.run("UPDATE queue SET available_at = now() + interval '1 h'")
 
@@ -199,6 +204,7 @@ def test_tenant_cannot_write_rows_for_another_tenant(two: Two, statement: str) -
         "INSERT INTO dead_letters SELECT * FROM dead_letters", "DELETE FROM dead_letters",
         "UPDATE dead_letters SET error_code = ''", "UPDATE dead_letters SET tenant_id = tenant_id",
         "DELETE FROM uploads", "DELETE FROM upload_parts", "UPDATE upload_parts SET bytes = 0",
+        "INSERT INTO buckets SELECT * FROM buckets", "UPDATE buckets SET may_write = true", "DELETE FROM buckets",
         "UPDATE orphan_objects SET object_key = 'x'", "TRUNCATE files", "CREATE TABLE mine (id int)", "SET ROLE lowtide_worker",
         "ALTER TABLE files DISABLE ROW LEVEL SECURITY", "SELECT pg_read_file('/etc/passwd')",
     ],
@@ -284,6 +290,22 @@ def test_autoscaler_reads_only_queue_claims_and_wanted_replicas(two: Two) -> Non
     ):
         with pytest.raises(DBAPIError, match="permission denied"), engine.begin() as connection:
             connection.execute(text(statement))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO buckets SELECT * FROM buckets",
+        "UPDATE buckets SET may_write = true",
+        "DELETE FROM buckets",
+    ],
+)
+def test_only_operators_register_buckets(two: Two, statement: str) -> None:
+    with (
+        pytest.raises(DBAPIError, match="permission denied"),
+        two.world.worker.begin() as connection,
+    ):
+        connection.execute(text(statement))
 
 
 def test_worker_cannot_read_keys_or_audit_log(two: Two) -> None:

@@ -1,4 +1,4 @@
-"""Jobs of any size, and the end of data: uploads in parts, segments of batches."""
+"""Jobs of any size, and the end of data: uploads in parts, segments of batches, buckets."""
 
 from __future__ import annotations
 
@@ -92,6 +92,43 @@ CREATE INDEX segments_to_split ON segments (batch_id, number) WHERE split_at IS 
 {isolated("segments")}
 GRANT SELECT ON segments TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON segments TO lowtide_worker;
+"""
+
+BUCKETS = f"""
+-- Folders of object stores that a tenant's batches may read inputs from or write results to.
+-- `credentials` is the name of a set that the installation has, never a secret.
+CREATE TABLE buckets (
+  tenant_id uuid NOT NULL REFERENCES tenants (id),
+  url text NOT NULL,
+  may_read boolean NOT NULL,
+  may_write boolean NOT NULL,
+  credentials text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  created_by text NOT NULL,
+  PRIMARY KEY (tenant_id, url)
+);
+{isolated("buckets")}
+GRANT SELECT ON buckets TO lowtide_api, lowtide_worker;
+GRANT SELECT, INSERT, DELETE ON buckets TO lowtide_operator;
+"""
+
+TRANSFERS = """
+-- The input of a batch with input_url is imported before the split. The process that copies from or
+-- to a bucket renews transfer_until: until then, no other one starts. An export that is pending is
+-- announced at export_next_at, once the batch has ended.
+ALTER TABLE batches
+  ADD COLUMN input_url text,
+  ADD COLUMN imported_at timestamptz,
+  ADD COLUMN output_url text,
+  ADD COLUMN export_state text CHECK (export_state IN ('pending', 'completed', 'failed')),
+  ADD COLUMN export_error text,
+  ADD COLUMN export_next_at timestamptz,
+  ADD COLUMN transfer_until timestamptz,
+  ADD CONSTRAINT batches_export CHECK ((output_url IS NULL) = (export_state IS NULL));
+CREATE INDEX batches_exporting ON batches (export_next_at)
+  WHERE export_state = 'pending' AND status IN ('completed', 'failed', 'expired', 'cancelled');
+-- An import admits the requests of its batch, as the creation of a batch from a file does.
+GRANT EXECUTE ON FUNCTION lock_batch_limits(), open_work(), living_workers() TO lowtide_worker;
 """
 
 SEGMENTS_OF_BATCHES = """
@@ -428,7 +465,18 @@ ALTER TABLE batches ADD COLUMN top_errors jsonb;
 GRANT DELETE ON custom_ids TO lowtide_worker;
 """
 
-SCHEMA = (UPLOADS, FILES, SEGMENTS, SEGMENTS_OF_BATCHES, SEARCH, RETENTION, ERASURE, PARTITIONS)
+SCHEMA = (
+    UPLOADS,
+    FILES,
+    SEGMENTS,
+    SEGMENTS_OF_BATCHES,
+    SEARCH,
+    RETENTION,
+    ERASURE,
+    BUCKETS,
+    TRANSFERS,
+    PARTITIONS,
+)
 
 
 def upgrade() -> None:
