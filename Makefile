@@ -99,6 +99,12 @@ bench-pages: $(VENV)/.dev ## Measure what fifty open pages cost the portal and t
 bench-search: $(VENV)/.dev ## Measure searches at a million requests, p50 and p95 of every kind
 	@$(BIN)/python -m bench.search
 
+bench-retention: $(VENV)/.dev ## Measure the database with and after twenty batches, and what their end costs
+	@$(BIN)/python -m bench.retention
+
+bench-large-job: $(VENV)/.dev ## Measure one batch of 5,000,000 requests through the functions, beside one of 50,000
+	@$(BIN)/python -m bench.large_job
+
 bench-scheduler: $(VENV)/.dev ## Simulate the cost of deadlines on recorded spot markets: TRACES=folder
 	@$(BIN)/python -m bench.scheduler $(if $(TRACES),--traces "$(TRACES)")
 
@@ -127,4 +133,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt again from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow azurite chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-storm bench-engines bench-traces bench-portal bench-pages bench-search bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow azurite chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-storm bench-engines bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean

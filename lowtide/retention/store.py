@@ -40,7 +40,8 @@ WITH closed AS MATERIALIZED (
 )
 UPDATE batches SET tallies_folded = true WHERE id = ANY(ARRAY(SELECT id FROM closed))
 """  # noqa: S608
-# Batches with a retention of their own, and those of each tenant, oldest end first.
+# Batches with a retention of their own, and those of each tenant, oldest end first. Times without a
+# zone keep the planner from the index of all ended batches, which begins with those that have none.
 DUE = f"""
 SELECT id, due_at FROM (
   (SELECT id, (({_END} AT TIME ZONE 'UTC') + make_interval(secs => output_expires_after))
@@ -55,8 +56,9 @@ SELECT id, due_at FROM (
     SELECT id, {_END} + make_interval(secs => coalesce(t.batch_retention, :retention)) AS due_at
     FROM batches
     WHERE tenant_id = t.id AND data_ended_at IS NULL AND output_expires_after IS NULL AND {_IS_FINAL}
-      AND {_END} <= now() - make_interval(secs => coalesce(t.batch_retention, :retention))
-    ORDER BY {_END} LIMIT :limit) b
+      AND {_END} AT TIME ZONE 'UTC' <= (
+        now() - make_interval(secs => coalesce(t.batch_retention, :retention))) AT TIME ZONE 'UTC'
+    ORDER BY {_END} AT TIME ZONE 'UTC' LIMIT :limit) b
 ) due LIMIT :limit
 """  # noqa: S608
 # The answers in the files end too; an index of custom_ids that is not made yet never will be.

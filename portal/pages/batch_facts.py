@@ -134,6 +134,14 @@ def no_sla(batch: Batch) -> str:
     return f"No SLA: {reason}"
 
 
+def kept_until(batch: Batch) -> str:
+    """Return until when the data of a final batch is kept, in words; empty for others."""
+    if batch.data_ends_at is None:
+        return ""
+    verb = "kept until" if batch.data_ended_at is None else "deleted"
+    return f"{verb} {absolute(batch.data_ends_at)}"
+
+
 def tokens(batch: Batch) -> str:
     """Return a batch's input and output tokens, with the cached and the reasoning ones."""
     cached = f" ({number(batch.cached_tokens)} cached)" if batch.cached_tokens else ""
@@ -161,6 +169,7 @@ def facts(details: BatchDetails) -> None:
         "Cost": cost_text(batch),
         "Imported from": batch.input_url or "",
         "Results copied to": "" if batch.export is None else _export(batch.export),
+        "Requests and answers": kept_until(batch),
         "Trace id": "" if batch.trace is None else batch.trace.trace_id,
         # OpenAI clients name the user in the metadata; the user is already shown.
         **{

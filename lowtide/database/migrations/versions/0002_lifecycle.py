@@ -168,7 +168,7 @@ CREATE INDEX batches_with_data ON batches (id) WHERE data_ended_at IS NULL;
 CREATE INDEX batches_data_overdue ON batches (id) WHERE data_ended_at IS NOT NULL AND NOT data_deleted;
 CREATE INDEX batches_unfolded ON batches (id) WHERE NOT tallies_folded AND {_ENDED};
 -- lowtide.retention.store has the same expressions: the planner matches them as written.
-CREATE INDEX batches_data_of_tenant ON batches (tenant_id, ({_END}))
+CREATE INDEX batches_data_of_tenant ON batches (tenant_id, ({_END} AT TIME ZONE 'UTC'))
   WHERE data_ended_at IS NULL AND output_expires_after IS NULL AND {_ENDED};
 CREATE INDEX batches_data_with_own_end ON batches (
     (({_END} AT TIME ZONE 'UTC') + make_interval(secs => output_expires_after)))
