@@ -190,6 +190,8 @@ def test_death_at_any_step_loses_nothing_and_leaves_nothing(
         calls += 1
         assert calls < 20
 
+        left = calls  # dies at the first call, then at the second one, …
+
         def dies(*arguments: Any, **named: Any) -> Any:
             nonlocal left
             left -= 1
@@ -199,7 +201,6 @@ def test_death_at_any_step_loses_nothing_and_leaves_nothing(
                 work(*arguments, **named)
             raise _KilledError
 
-        left = calls  # dies at the first call, then at the second one, …
         with monkeypatch.context() as patch:
             patch.setattr(target, step, dies)
             try:
