@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lowtide.batches.answers import AnswerReader
 from lowtide.batches.api import batch_object
 from lowtide.batches.detail_store import BatchDetailStore
 from lowtide.batches.forecast import Forecaster, WorkloadStore
@@ -19,6 +20,8 @@ from lowtide.dead_letters.model import LetterFilter, LetterId
 from lowtide.dead_letters.requeue_store import RequeueStore
 from lowtide.dead_letters.store import DeadLetterStore
 from lowtide.explain.store import FactStore
+from lowtide.objects.joined import JoinedObjects
+from lowtide.objects.store import ObstoreObjects
 from lowtide.reruns.store import RerunStore
 from lowtide.search.model import Kind, parse_query
 from lowtide.search.store import SearchStore
@@ -53,7 +56,8 @@ READERS: dict[str, Callable[[World, BatchId], Any]] = {
 
 
 def _requests(world: World) -> Requests:
-    return Requests(world.batches, RequestStore(world.api))
+    reader = AnswerReader(JoinedObjects(ObstoreObjects("memory:///")))
+    return Requests(world.batches, RequestStore(world.api), reader)
 
 
 def _ended(world: World) -> BatchId:
