@@ -106,7 +106,8 @@ def segment_of(event: CloudEvent) -> tuple[BatchId, int] | None:
     batch = batch_of(event)
     if batch is None:
         return None
-    segment = event.get_data().get("segment")
+    data = event.get_data()
+    segment = data.get("segment") if isinstance(data, dict) else None
     if type(segment) is not int or not 0 < segment <= _LAST_SEGMENT:
         _log.warning("event.malformed", extra={"event_id": str(event["id"])[:100]})
         return None

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from lowtide.core.ids import format_batch_id
-from lowtide.files.index import SegmentSize, index_key
+from lowtide.files.index import SegmentSize
 from lowtide.objects.joined import JoinedObjects
 from lowtide.objects.store import ObstoreObjects
 from tests.e2e.waiting import until
@@ -87,18 +87,14 @@ def _announced(world: World, batch: BatchId) -> list[tuple[str, Mapping[str, obj
     return events
 
 
-@pytest.mark.parametrize("indexed", [True, False], ids=["indexed", "validated by the split"])
 def test_killed_split_function_loses_and_doubles_nothing(
-    world: World, shared_database: Database, tmp_path: Path, *, indexed: bool
+    world: World, shared_database: Database, tmp_path: Path
 ) -> None:
     folder = tmp_path / "objects"
     installation = Installation(world, JoinedObjects(ObstoreObjects(f"file://{folder}")), Sink())
     size = SegmentSize(max_lines=EACH)
     file = installation.upload((line(str(n)) for n in range(1, LINES + 1)), size)
     batch = world.new_batch(input_file=file.id)
-    if not indexed:
-        installation.objects.delete([index_key(file.object_key)])
-        world.run("UPDATE files SET status = 'uploaded', index_key = NULL, segments = NULL")
     settings = {"LOWTIDE_DATABASE_URL": shared_database.url("worker")}
     kills = 0
     with serving("split", folder, settings, kind="cloudevent") as server:
