@@ -4,6 +4,7 @@
     python -m bench.ingest_steps create FILE_ID
     python -m bench.ingest_steps queue BATCH_ID
     python -m bench.ingest_steps validate FILE
+    python -m bench.ingest_steps segments BATCH_ID
     python -m bench.ingest_steps split BATCH_ID OWNER_URL
     python -m bench.ingest_steps drain BATCH_ID
     python -m bench.ingest_steps enlarge BATCH_ID SEGMENTS
@@ -108,11 +109,17 @@ def validate(path: str) -> dict[str, Any]:
 
 def upload(path: str) -> dict[str, Any]:
     """Store a file."""
-    with Path(path).open("rb") as file, APP.services.files.upload(DEFAULT_TENANT) as stream:
+    found: dict[str, Any] = {}
+    with (
+        Path(path).open("rb") as file,
+        measured(found),
+        APP.services.files.upload(DEFAULT_TENANT) as stream,
+    ):
         for block in iter(lambda: file.read(1 << 20), b""):
             stream.write(block)
         stored = stream.finish("bench.jsonl", "batch")
-    return {"file": format_file_id(stored.id)}
+    assert stored.segments is not None, stored.status_details
+    return found | {"file": format_file_id(stored.id)}
 
 
 def create(file: str) -> dict[str, Any]:
@@ -124,16 +131,24 @@ def create(file: str) -> dict[str, Any]:
 def queue(name: str) -> dict[str, Any]:
     """Split a new batch."""
     batch = _batch(name)
-    APP.splitter.split(batch)
+    _split(batch)
     return {"batch": str(batch)}
+
+
+def segments(name: str) -> dict[str, Any]:
+    """Split every segment of a new batch, one after the other."""
+    found: dict[str, Any] = {}
+    with measured(found):
+        figures = _split(_batch(name))
+    return found | figures
 
 
 def split(name: str, owner_url: str) -> dict[str, Any]:
     """Split a new batch, then copy the same rows into empty tables of the same shape."""
-    batch, splitter = _batch(name), APP.splitter
+    batch = _batch(name)
     found: dict[str, Any] = {}
     with measured(found):
-        splitter.split(batch)
+        _split(batch)
     rows = {table: _rows(table, batch) for table in TABLES}
     found["lines"] = rows["queue"].count(b"\n")
     owner = connect(owner_url)
@@ -156,7 +171,7 @@ def split(name: str, owner_url: str) -> dict[str, Any]:
 def drain(name: str) -> dict[str, Any]:
     """Split a new batch, and insert a result for each request."""
     batch = _batch(name)
-    APP.splitter.split(batch)
+    _split(batch)
     body = (BODY % "").encode()
     parameters = {"batch": batch, "body": BODY % ("x" * (BODY_BYTES - len(body)))}
     with APP.database.begin() as connection:
@@ -198,6 +213,19 @@ def finalize(name: str) -> dict[str, Any]:
     return found
 
 
+def _split(batch: BatchId) -> dict[str, float]:
+    """Split all segments of a batch; return their number, and the seconds of the first."""
+    began, splitter = time.perf_counter(), APP.splitter
+    splitter.split(batch)
+    first = time.perf_counter() - began
+    with APP.database.begin() as connection:
+        query = text("SELECT number FROM segments WHERE batch_id = :batch AND split_at IS NULL")
+        waiting = sorted(connection.execute(query, {"batch": batch}).scalars())
+    for number in waiting:
+        splitter.split_segment(batch, number)
+    return {"first": first, "segments": 1 + len(waiting)}
+
+
 def _cursor(connection: Connection) -> Any:
     """Return pg8000's cursor, whose `execute` reads and writes streams."""
     return connection.connection.cursor()
@@ -234,6 +262,7 @@ if __name__ == "__main__":
         "create": create,
         "queue": queue,
         "validate": validate,
+        "segments": segments,
         "split": split,
         "drain": drain,
         "enlarge": enlarge,

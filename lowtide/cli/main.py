@@ -154,15 +154,15 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Validate a batch file offline with the server's checks."""
-    from lowtide.files.lines import LineReader, read_lines
+    from lowtide.files.lines import LineReader
+    from lowtide.files.validation import validate_stream
     from lowtide.services import line_limits
     from lowtide.settings import read_settings
 
     settings = read_settings()
     reader = LineReader(line_limits(settings), endpoints=settings.endpoints)
     with file.open("rb") as stream:
-        for _ in read_lines(iter(lambda: stream.read(1 << 20), b""), reader):
-            pass
+        validate_stream(stream, reader)
     if as_json:
         problems = [asdict(problem) for problem in reader.problems]
         print_json({"valid": not problems, "requests": reader.requests, "problems": problems})

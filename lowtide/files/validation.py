@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 from lowtide.files.custom_ids import repeated
-from lowtide.files.index import IndexWriter, index_key, read_rows
+from lowtide.files.index import IndexRow, IndexWriter, index_key, read_rows
+from lowtide.files.lines import LineReader, read_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
-    from typing import Self
+    from typing import BinaryIO, Self
 
     from lowtide.files.index import FileSegment, SegmentSize
-    from lowtide.files.lines import LineReader, Problem
+    from lowtide.files.lines import Problem
     from lowtide.objects.store import ObjectStore
+
+_CHUNK: Final = 1 << 20
+
+
+def validate_stream(stream: BinaryIO, reader: LineReader) -> None:
+    """Check a file that can be read twice, without writing its index; `reader` has the problems."""
+    for _ in read_lines(_chunks(stream), reader):
+        pass
+    suspects = () if reader.problems else reader.suspects
+    if suspects:
+        stream.seek(0)
+        again = LineReader(reader.limits, endpoint=reader.endpoint)
+        lines = read_lines(_chunks(stream), again)
+        rows = (IndexRow(line.number, line.offset, line.custom_id) for line in lines)
+        found = list(islice(repeated(rows, suspects), reader.limits.max_problems))
+        stream.seek(0)
+        reader.report_repeated(found, _chunks(stream))
+
+
+def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: stream.read(_CHUNK), b"")
 
 
 class Validation:

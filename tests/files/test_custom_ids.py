@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from lowtide.files import checks, custom_ids
 from lowtide.files.custom_ids import CustomIds, repeated
 from lowtide.files.index import IndexRow
+from lowtide.files.lines import LineReader
+from lowtide.files.validation import validate_stream
 from tests.http.forms import line
 from tests.pipeline.segmented import Installation
 
@@ -84,6 +87,19 @@ def test_large_file_names_both_lines_of_a_repeated_id(world: World) -> None:
     row = world.row(batch)
     assert row.status == "failed"
     assert [problem["line"] for problem in row.errors] == [104, 105, 106]
+
+
+@pytest.mark.usefixtures("few_exact")
+def test_offline_validation_finds_repeated_ids_of_a_large_file() -> None:
+    lines = [line(str(number)) for number in range(1, 101)]
+    reader = LineReader()
+    validate_stream(BytesIO(b"".join(lines)), reader)
+    assert reader.problems == []
+    reader = LineReader()
+    validate_stream(BytesIO(b"\n" + b"".join([*lines, line("40")])), reader)
+    (problem,) = reader.problems
+    assert (problem.code, problem.line) == ("duplicate_custom_id", 102)
+    assert "already used on line 41" in problem.message
 
 
 _MEASURED = """

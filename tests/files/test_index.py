@@ -98,8 +98,13 @@ def test_file_with_problems_has_no_index(bad: int) -> None:
 
 def test_interrupted_index_leaves_nothing() -> None:
     objects = ObstoreObjects("memory://")
-    with pytest.raises(RuntimeError), IndexWriter(objects, KEY) as index:
-        index.add([InputLine(1, "a", 0, 9, 1)])
-        raise RuntimeError
+
+    def interrupt() -> None:
+        with IndexWriter(objects, KEY) as index:
+            index.add([InputLine(1, "a", 0, 9, 1)])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupt()
     with pytest.raises(NotFound):
         list(objects.stream(KEY))
