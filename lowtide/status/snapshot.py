@@ -179,11 +179,13 @@ SELECT now() AS at, (SELECT count(*) FROM batches) AS batches, active.*, ended.*
   (SELECT min(version_num) FROM alembic_version) AS schema_version
 FROM (
   SELECT count(*) AS in_progress, count(*) FILTER (WHERE at_risk) AS at_risk,
-    count(*) FILTER (WHERE status = 'validating') AS unsplit,
-    min(created_at) FILTER (WHERE status = 'validating') AS unsplit_since,
+    count(*) FILTER (WHERE status = 'validating' AND NOT importing) AS unsplit,
+    min(coalesce(imported_at, created_at)) FILTER (WHERE status = 'validating' AND NOT importing)
+      AS unsplit_since,
     count(*) FILTER (WHERE drained_at IS NOT NULL) AS unfinalized,
     min(drained_at) AS unfinalized_since
-  FROM batches WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+  FROM (SELECT *, coalesce(transfer_until > now(), false) AS importing FROM batches) b
+  WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
 ) active, (
   SELECT count(*) FILTER (WHERE status = 'completed') AS completed,
     count(*) FILTER (WHERE status IN ('failed', 'expired')) AS failed,

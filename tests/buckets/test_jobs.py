@@ -23,6 +23,7 @@ from lowtide.core.ids import format_batch_id
 from lowtide.files.service import Upload
 from lowtide.pipeline import exports, imports
 from lowtide.settings import PREFIX
+from lowtide.status.snapshot import SnapshotStore
 from tests.buckets.test_urls import ATTACKS
 from tests.conftest import API_KEY
 from tests.http.forms import line, upload
@@ -296,6 +297,16 @@ def test_second_delivery_leaves_running_import_alone(jobs: Jobs, stub: Stub) -> 
         assert jobs.split(batch) == 204
     assert jobs.batch(batch)["status"] == "in_progress"
     assert len(_files(jobs)) == len(jobs.api.object_keys()) == 1
+
+
+def test_running_import_does_not_count_as_waiting_for_split(jobs: Jobs) -> None:
+    jobs.create(input_url=INPUT)
+    snapshots = SnapshotStore(jobs.world.worker)
+    assert snapshots.read().unsplit.count == 1
+    jobs.world.run("UPDATE batches SET transfer_until = now() + interval '1 min'")
+    assert snapshots.read().unsplit.count == 0
+    _let_lease_expire(jobs)
+    assert snapshots.read().unsplit.count == 1
 
 
 def test_of_two_imports_at_once_one_becomes_the_file(
