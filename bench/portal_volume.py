@@ -9,7 +9,7 @@ from sqlalchemy import text
 from lowtide.core.ids import DEFAULT_TENANT, BatchId
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 # The newest batch has 50,000 requests, the maximum of a file; the others share the rest.
 BATCHES = """
@@ -99,5 +99,14 @@ def fill(
         ):
             connection.execute(text(statement), parameters)
     with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"VACUUM ANALYZE {TABLES}"))
+        connection.execute(text(f"VACUUM ANALYZE {filled(connection, TABLES)}"))
     return BatchId(newest)
+
+
+def filled(connection: Connection, tables: str) -> str:
+    """Return tables with their partitions that have rows, as autovacuum treats them."""
+    names = text("""
+        SELECT coalesce(p.name, t) FROM unnest(string_to_array(:tables, ', ')) t
+        LEFT JOIN data_partitions p ON p.parent = t
+        WHERE p.name IS NULL OR pg_relation_size(p.relation) > 0""")
+    return ", ".join(connection.execute(names, {"tables": tables}).scalars())

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from bench.portal import EVERYTHING, PAGE
+from bench.portal_volume import filled
 from bench.stage import Stage
 from lowtide.batches.detail_store import BatchDetailStore
 from lowtide.batches.list_store import BatchListStore
@@ -125,7 +126,7 @@ def fill(stage: Stage, lines: int) -> float:
     SearchIndexer(worker).index(limit=(BATCHES - 1) * lines)
     seconds = time.perf_counter() - began
     with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"VACUUM ANALYZE {TABLES}"))
+        connection.execute(text(f"VACUUM ANALYZE {filled(connection, TABLES)}"))
     for engine in (owner, worker, operator):
         engine.dispose()
     return seconds

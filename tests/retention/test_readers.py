@@ -60,10 +60,10 @@ def _requests(world: World) -> Requests:
     return Requests(world.batches, RequestStore(world.api), reader)
 
 
-def _ended(world: World) -> BatchId:
-    batch = ended(world, KEPT / DAY + 1)
+def _ended(world: World, lines: int = 3) -> BatchId:
+    batch = ended(world, KEPT / DAY + 1, lines=lines)
     retention(world).end_data()
-    assert rows(world, batch)["requests"] == 3
+    assert rows(world, batch)["requests"] == lines
     return batch
 
 
@@ -80,12 +80,12 @@ def test_reader_is_told_when_and_why(world: World, reader: str) -> None:
 
 
 def test_lists_leave_out_what_has_ended(world: World) -> None:
-    batch, other = _ended(world), ended(world, 1)
+    batch, other = _ended(world, lines=12), ended(world, 1, lines=12)
     letters = DeadLetterStore(world.api).page(DEFAULT_TENANT, NO_FILTER, after=None, limit=9)
     assert [letter.batch for letter in letters] == [other]
     found = RequeueStore(world.api).matching(DEFAULT_TENANT, NO_FILTER, limit=9)
     assert [place.batch for place in found.open] == [other]
-    for text in ("1", f"batch_req_{batch.hex}", f"batch_req_{other.hex}"):
+    for text in ("11", f"batch_req_{batch.hex}", f"batch_req_{other.hex}"):
         matches = SearchStore(world.api).find(DEFAULT_TENANT, parse_query(text), limit=9)
         requests = [
             match.batch.id for match in matches if match.kind is Kind.REQUEST and match.batch

@@ -295,8 +295,8 @@ BEGIN
 END $$;
 
 -- Drops a partition, unless a batch of its days still has data, or a batch of today may get some.
--- The lock of the parent keeps new data away from the second look; whoever waits for it waits
--- 50 ms at most, after which this fails, to be tried again.
+-- The lock of the parent keeps new data away from the second look. It comes last, as all others wait
+-- for it: 50 ms at most, after which this fails, to be tried again, as while a vacuum is at work.
 CREATE FUNCTION drop_partition(partition text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '50ms' AS $$
 DECLARE
@@ -315,6 +315,7 @@ BEGIN
       RAISE EXCEPTION 'partition % has data of batches', partition USING ERRCODE = 'object_in_use';
     END IF;
     EXIT WHEN is_locked;
+    EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', partition);
     EXECUTE format('LOCK TABLE ONLY %I IN ACCESS EXCLUSIVE MODE', old.parent);
     is_locked := true;
   END LOOP;
