@@ -78,7 +78,6 @@ class Front:
 def front(api: Api) -> Iterator[Front]:
     front = Front(api)
     server = make_server("127.0.0.1", 0, front, threaded=True)
-    server.daemon_threads = True
     front.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -170,7 +169,8 @@ HALF = ("pending", PARALLEL, PARALLEL * PART_BYTES)
 def content_of(api: Api, batch: str) -> bytes:
     """Return the input of a batch."""
     file = api("GET", f"/v1/batches/{batch}").json["input_file_id"]
-    return api("GET", f"/v1/files/{file}/content").data
+    content: bytes = api("GET", f"/v1/files/{file}/content").data
+    return content
 
 
 def test_large_file_is_sent_in_parts(command: Command, api: Api, world: World) -> None:
