@@ -135,7 +135,7 @@ def _drop_bad_file(page: Page) -> None:
 
 def _create(page: Page, lines: list[str]) -> str:
     page.get_by_label("Input file").set_input_files(_file(*lines))
-    page.get_by_text(FILENAME).wait_for()
+    page.get_by_text(FILENAME).first.wait_for()
     page.get_by_role("button", name="Create batch").wait_for()
     page.get_by_label("Completion window").fill("2m")
     page.get_by_label("User").fill(HOSTILE)

@@ -175,7 +175,7 @@ def test_larger_file_gets_larger_parts(uploads: Uploads, monkeypatch: pytest.Mon
     monkeypatch.setattr(receiving, "PART_BYTES", 100)
 
     async def act(receiver: Receiver, page: Page) -> None:
-        for size in (299, 301):
+        for size in (200, 301):
             body = msgspec.json.encode({"name": "a", "size": size})
             answer: Any = await receiver.start(OPERATOR, body)
             page.shown.append(answer["part_bytes"])
@@ -233,6 +233,7 @@ def test_parts_are_limited_in_number(uploads: Uploads, monkeypatch: pytest.Monke
 
         async def held() -> AsyncIterator[bytes]:
             arrived.set()
+            await going_on.wait()
             yield LINES[0]
 
         running = asyncio.create_task(receiver.part(upload, held()))
