@@ -152,6 +152,7 @@ class App:
     @cached_property
     def splitter(self) -> Splitter:
         """The splitter of input files."""
+        from lowtide.files.index import SegmentSize
         from lowtide.pipeline.split import Splitter
         from lowtide.pipeline.split_store import SplitStore
 
@@ -160,6 +161,7 @@ class App:
             self.objects,
             line_limits(self.settings),
             self.publisher,
+            size=SegmentSize(self.settings.segment_lines),
             keep_alive=self.settings.stalled_after / 4,
             tracer=self.tracer,
         )

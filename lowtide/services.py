@@ -107,6 +107,7 @@ class Services:
     @cached_property
     def files(self) -> Files:
         """The service that uploads, lists, reads and deletes files."""
+        from lowtide.files.index import SegmentSize
         from lowtide.files.service import Files, UploadLimits
         from lowtide.files.store import FileStore
 
@@ -116,6 +117,7 @@ class Services:
             settings.file_expiry,
             line_limits(settings),
             settings.endpoints,
+            SegmentSize(settings.segment_lines),
         )
         return Files(
             FileStore(self._database),

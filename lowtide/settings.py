@@ -174,6 +174,12 @@ class Settings(BaseSettings):
         default=2_592_000, gt=0, description="Time that an uploaded file is kept."
     )
     max_batch_lines: int = Field(default=50_000, gt=0, description="Max requests per file.")
+    segment_lines: int = Field(
+        default=50_000,
+        gt=0,
+        description="Max requests of a segment: large batches are split and finalized a segment at a "
+        "time, in parallel.",
+    )
     max_line_bytes: int = Field(
         default=33_554_432,
         gt=0,

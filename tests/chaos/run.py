@@ -29,8 +29,12 @@ SETTINGS = {
     "LOWTIDE_WORKER_CONCURRENCY": "16",
     "LOWTIDE_ENGINE_TIMEOUT": "6",
     "LOWTIDE_CANCEL_GRACE": "3",
+    "LOWTIDE_SEGMENT_LINES": "40",
 }
-"""Settings that make a stack detect failures sooner; none makes it more patient."""
+"""Settings that make a stack detect failures sooner; none makes it more patient.
+
+Batches have several segments.
+"""
 _AT_ONCE = 24
 _SENDERS = {"object", "event", "input", "batch"}
 
