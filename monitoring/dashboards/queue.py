@@ -129,4 +129,32 @@ def build() -> Dashboard:
                 alarm_from=60,
             )
         )
+        .with_row(row("Retention"))
+        .with_panel(
+            graph(
+                "Batches past retention with data",
+                Query(f"max(retention_overdue_batches{{{_HERE}}})", "batches"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Oldest data past retention",
+                Query(f"max(retention_oldest_overdue_seconds{{{_HERE}}})", "age"),
+                unit="s",
+                alarm_from=4 * 86_400,
+            )
+        )
+        .with_panel(
+            graph(
+                "Partitions that wait to be dropped",
+                Query(f"max(retention_waiting_bytes{{{_HERE}}})", "bytes"),
+                unit="bytes",
+            )
+        )
+        .with_panel(
+            graph(
+                "Days with partitions",
+                Query(f"max(partition_days{{{_HERE}}})", "days"),
+            )
+        )
     )
