@@ -102,7 +102,7 @@ def test_settings_described_as_times_are_durations() -> None:
         )
     ]
     assert unmarked == []
-    assert len(DURATIONS) == 23
+    assert len(DURATIONS) == 25
 
 
 @pytest.mark.parametrize("name", DURATIONS)

@@ -20,7 +20,7 @@ FILES = """
 SELECT b.status, o.object_key AS output_key, e.object_key AS error_key,
   b.completed > 0 AND o.id IS NULL AS output_deleted, b.failed > 0 AND e.id IS NULL AS error_deleted,
   (SELECT json_agg(json_build_array(number, first_line, output_bytes, error_bytes)
-    ORDER BY number)::text FROM segments WHERE batch_id = b.id) AS segments
+    ORDER BY number)::text FROM segments WHERE batch_id = b.id AND finalized_at IS NOT NULL) AS segments
 FROM batches b
 LEFT JOIN files o ON o.id = b.output_file_id
 LEFT JOIN files e ON e.id = b.error_file_id

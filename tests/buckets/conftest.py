@@ -270,12 +270,12 @@ def jobs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Jobs:
     """Batches of buckets, with an empty database; `in/` and `out/` of a bucket are registered."""
-    # Settings of the installation's own store, which must not reach a named set of credentials.
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "own")
     functions, settings, path = _functions
     config = {"endpoint": s3_endpoint, "access_key_id": "any", "secret_access_key": "any"}
     store = open_cloud("s3://bucket", is_plaintext=True, config=config | {"region": "us-east-1"})
+    # Settings of the installation's own store, which must not reach a named set of credentials.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "own")
     for page in obstore.list(store):
         obstore.delete(store, [meta["path"] for meta in page])
     made = Jobs(api, world, functions, settings, path, store)

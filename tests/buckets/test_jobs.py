@@ -20,6 +20,7 @@ from lowtide.buckets import remote
 from lowtide.cli.batch_view import facts
 from lowtide.cli.client import submit_url
 from lowtide.core.ids import format_batch_id
+from lowtide.files.index import index_key
 from lowtide.files.service import Upload
 from lowtide.pipeline import exports, imports
 from lowtide.settings import PREFIX
@@ -296,7 +297,8 @@ def test_second_delivery_leaves_running_import_alone(jobs: Jobs, stub: Stub) -> 
     for _ in range(2):
         assert jobs.split(batch) == 204
     assert jobs.batch(batch)["status"] == "in_progress"
-    assert len(_files(jobs)) == len(jobs.api.object_keys()) == 1
+    (file,) = _files(jobs)
+    assert jobs.api.object_keys() == {file.object_key, index_key(file.object_key)}
 
 
 def test_running_import_does_not_count_as_waiting_for_split(jobs: Jobs) -> None:
@@ -328,9 +330,9 @@ def test_of_two_imports_at_once_one_becomes_the_file(
     assert jobs.split(batch) == 204
     (file,) = _files(jobs)
     assert (file.lines, jobs.batch(batch)["request_counts"]["total"]) == (3, 3)
-    assert jobs.api.object_keys() == {file.object_key}
+    assert jobs.api.object_keys() == {file.object_key, index_key(file.object_key)}
     jobs.sweep_objects()
-    assert jobs.api.object_keys() == {file.object_key}
+    assert jobs.api.object_keys() == {file.object_key, index_key(file.object_key)}
 
 
 def test_cancelled_batch_ends_its_import(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,7 +380,7 @@ def test_killed_import_leaves_one_file_and_no_object_behind(jobs: Jobs, stub: St
     process.wait(PATIENCE)
     assert jobs.batch(batch)["status"] == "validating"
     assert _files(jobs) == []
-    assert len(jobs.world.rows("SELECT * FROM orphan_objects")) == 1
+    assert len(jobs.world.rows("SELECT * FROM orphan_objects")) == 2
     stub.held.set()
     stub.held = None
     assert jobs.split(batch) == 204, "the lease of the killed process has not ended"
@@ -388,7 +390,8 @@ def test_killed_import_leaves_one_file_and_no_object_behind(jobs: Jobs, stub: St
     assert jobs.batch(batch)["status"] == "in_progress"
     (file,) = _files(jobs)
     jobs.sweep_objects()
-    assert {key for key in jobs.api.object_keys() if "#" not in key} == {file.object_key}
+    kept = {file.object_key, index_key(file.object_key)}
+    assert {key for key in jobs.api.object_keys() if "#" not in key} == kept
     assert jobs.world.rows("SELECT * FROM orphan_objects") == []
 
 

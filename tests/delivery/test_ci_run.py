@@ -45,6 +45,7 @@ def run(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     for name in INSTALLED:
         (programs / name).write_text("#!/bin/sh\n")
     (programs / "make").write_text(MAKE)
+    (programs / "npm").write_text("#!/bin/sh\n")
     for path in programs.iterdir():
         path.chmod(0o755)
     script = tmp_path / "checkout" / ".ci" / "run"
@@ -74,7 +75,7 @@ def test_every_lane_runs_once_and_failure_fails_the_run(
     process = run(fails=fails)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == (1 if fails else 0), output
-    assert sorted((tmp_path / "calls").read_text().splitlines()) == ["check ", *LANES]
+    assert sorted((tmp_path / "calls").read_text().splitlines()) == ["azurite ", "check ", *LANES]
     assert all(f"output of {lane}" in output for lane in LANES)
     assert list((tmp_path / "work").iterdir()) == []
 
@@ -94,7 +95,7 @@ def test_interrupted_run_stops_lanes_and_cleans_up(
     process = run(hangs="test-slow")
     calls = tmp_path / "calls"
     deadline = time.monotonic() + 60
-    while not calls.exists() or len(calls.read_text().splitlines()) < 1 + len(LANES):
+    while not calls.exists() or len(calls.read_text().splitlines()) < 2 + len(LANES):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)

@@ -66,6 +66,8 @@ class Api:
     def override(self, patch: pytest.MonkeyPatch, function: str, **settings: Any) -> None:
         """Replace settings of a function."""
         app = self.app(function)
+        # What is built on first use must not be built of the replaced settings, and so kept.
+        _ = app.services, app.objects
         patch.setattr(app, "settings", app.settings.model_copy(update=settings))
         patch.setattr(app, "services", app._services(app.database))
 

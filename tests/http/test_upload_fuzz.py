@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lowtide.files.index import index_key
 from lowtide.files.lines import Limits, LineReader
 from lowtide.http import bodies
 from tests.http.conftest import MAX_FILE_BYTES, MAX_LINES
@@ -76,7 +77,8 @@ def _check_outcome(api: Api, world: World, response: Any, body: bytes) -> None:
         assert (rows, api.object_keys()) == ([], set())
         return
     (row,) = rows
-    assert api.object_keys() == {row.object_key}
+    index = set() if row.status == "error" else {index_key(row.object_key)}
+    assert api.object_keys() == {row.object_key} | index
     content = (api.objects / row.object_key).read_bytes()
     assert content in _contents(body)
     reader = LineReader(Limits(max_lines=MAX_LINES, max_line_bytes=20_000))

@@ -126,5 +126,5 @@ def test_settlement_reads_few_rows_per_request(stale: Database) -> None:
 
 
 def test_results_page_reads_few_rows_per_request(stale: Database) -> None:
-    touched = rows_touched(stale, LINES, batch=NEW, after=1000, limit=2000)
+    touched = rows_touched(stale, LINES, batch=NEW, after=1000, end=4000, limit=2000)
     assert touched < 2000 * 6

@@ -15,7 +15,7 @@ from lowtide.batches.request_store import RequestStore
 from lowtide.batches.results import ResultCursor
 from lowtide.batches.service import Requests
 from lowtide.core.errors import NotFound
-from lowtide.core.ids import DEFAULT_TENANT
+from lowtide.core.ids import DEFAULT_TENANT, new_id
 from lowtide.dead_letters.model import LetterFilter, LetterId
 from lowtide.dead_letters.requeue_store import RequeueStore
 from lowtide.dead_letters.store import DeadLetterStore
@@ -67,9 +67,24 @@ def _ended(world: World, lines: int = 3) -> BatchId:
     return batch
 
 
+def _add_files(world: World, batch: BatchId) -> None:
+    for role in ("output", "error"):
+        file = new_id()
+        world.run(
+            "INSERT INTO files (id, tenant_id, purpose, filename, bytes, lines, object_key, status, "
+            "created_at) VALUES (:file, :tenant, 'batch_output', 'f', 1, 1, 'k', 'processed', now())",
+            file=file,
+            tenant=DEFAULT_TENANT,
+        )
+        world.run(
+            f"UPDATE batches SET {role}_file_id = :file WHERE id = :batch", file=file, batch=batch
+        )  # noqa: S608
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_reader_is_told_when_and_why(world: World, reader: str) -> None:
     batch = ended(world, KEPT / DAY + 1)
+    _add_files(world, batch)
     READERS[reader](world, batch)
     retention(world).end_data()
     with pytest.raises(

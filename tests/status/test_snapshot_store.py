@@ -30,7 +30,7 @@ from lowtide.status.snapshot import (
     Totals,
 )
 from tests.loads import fill
-from tests.plans import executed_nodes, plan_nodes
+from tests.plans import analyzed, executed_nodes, plan_nodes
 from tests.portal.seeds import (
     SeedBatch,
     add_batch,
@@ -285,7 +285,7 @@ def test_statement_does_not_scan_stored_history(world: World, statement: str, ta
         "now() FROM queue"
     )
     with world.database.engine("owner").begin() as connection:
-        connection.execute(text(f"ANALYZE {table}"))
+        connection.execute(text(f"ANALYZE {analyzed(connection, [table])}"))
     nodes = plan_nodes(world.worker, statement, most=10)
     scans = [node for node in nodes if node.get("Relation Name") == table]
     max_seq_scans = {"outbox": 1, "dead_letters": 0, "batches": 0}[table]  # a LIMIT may end a scan

@@ -321,6 +321,9 @@ BEGIN
   END LOOP;
   EXECUTE format('DROP TABLE IF EXISTS %I', partition);
   RETURN true;
+EXCEPTION WHEN undefined_table THEN
+  -- Another tick has dropped it while this one waited for its lock.
+  RETURN false;
 END $$;
 
 REVOKE ALL ON FUNCTION name_indexes(regclass, text), make_partitions(uuid), drop_partition(text)
@@ -456,7 +459,8 @@ CREATE TABLE erasures (
   PRIMARY KEY (batch_id, part)
 );
 {isolated("erasures")}
-GRANT INSERT ON erasures TO lowtide_api, lowtide_operator;
+GRANT INSERT ON erasures TO lowtide_api;
+GRANT SELECT, INSERT ON erasures TO lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON erasures TO lowtide_worker;
 
 -- The most frequent errors of a closed batch, counted before its bodies go. Errors of batches that
