@@ -68,17 +68,20 @@ def _ended(world: World, lines: int = 3) -> BatchId:
 
 
 def _add_files(world: World, batch: BatchId) -> None:
-    for role in ("output", "error"):
-        file = new_id()
+    output, error = new_id(), new_id()
+    for file in (output, error):
         world.run(
             "INSERT INTO files (id, tenant_id, purpose, filename, bytes, lines, object_key, status, "
             "created_at) VALUES (:file, :tenant, 'batch_output', 'f', 1, 1, 'k', 'processed', now())",
             file=file,
             tenant=DEFAULT_TENANT,
         )
-        world.run(
-            f"UPDATE batches SET {role}_file_id = :file WHERE id = :batch", file=file, batch=batch
-        )  # noqa: S608
+    world.run(
+        "UPDATE batches SET output_file_id = :output, error_file_id = :error WHERE id = :batch",
+        output=output,
+        error=error,
+        batch=batch,
+    )
 
 
 @pytest.mark.parametrize("reader", READERS)
