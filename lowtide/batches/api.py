@@ -145,6 +145,7 @@ def _extension(batch: Batch) -> types.Extension:
         escalations=batch.escalations,
         cost=cost_object(batch.cost),
         trace_id=None if batch.trace is None else batch.trace.trace_id,
+        zero_retention=batch.zero_retention,
     )
 
 
@@ -201,6 +202,7 @@ def create_batch(call: Call) -> Response:
         ),
         actor=call.caller.actor,
         joins_trace=call.joins_trace,
+        zero_retention=bool(body.zero_retention),
     )
     batch = call.services.batches.create(call.tenant, request)
     return json_response(batch_object(batch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from lowtide.batches.answers import NO_ANSWERS, beginning, is_sealed_text
 from lowtide.batches.views import (
     COUNTED,
     MAX_SHOWN,
@@ -15,18 +16,20 @@ from lowtide.batches.views import (
 )
 from lowtide.core.errors import Conflict, NotFound
 from lowtide.events.model import EventType, batch_event
+from lowtide.objects.names import KeyDestroyed, data_key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from uuid import UUID
 
+    from lowtide.batches.answers import Answers
     from lowtide.batches.detail_store import BatchDetailStore
     from lowtide.batches.forecast import Forecaster
     from lowtide.batches.list_store import BatchListStore
     from lowtide.batches.model import Batch, RequestStatus
     from lowtide.batches.results import RequestState
     from lowtide.batches.store import BatchStore
-    from lowtide.batches.views import BatchMark, BatchOrder
+    from lowtide.batches.views import BatchMark, BatchOrder, LineRecord, Note
     from lowtide.core.ids import BatchId, TenantId
     from lowtide.events.publisher import Publisher
     from lowtide.files.model import StoredFile
@@ -125,7 +128,10 @@ class BatchBrowser:
         details: BatchDetailStore,
         objects: ObjectStore,
         forecaster: Forecaster,
+        *,
+        answers: Answers = NO_ANSWERS,
     ) -> None:
+        self._answers = answers
         self._details = details
         self._objects = objects
         self._forecaster = forecaster
@@ -133,7 +139,10 @@ class BatchBrowser:
     def details(self, principal: Principal, batch: BatchId) -> BatchDetails:
         """Return a batch without its requests, with its ETA."""
         details = self._details.details(principal.tenant, batch)
-        return replace(details, batch=self._forecaster.with_eta(details.batch))
+        notes = details.notes
+        if details.batch.zero_retention:
+            notes = self._opened(details.batch.tenant, batch, notes)
+        return replace(details, batch=self._forecaster.with_eta(details.batch), notes=notes)
 
     def lines(
         self,
@@ -160,11 +169,17 @@ class BatchBrowser:
             after=after,
             limit=limit + 1,
         )
+        if any(is_sealed_text(request.error_message) for request in requests):
+            tenant = self._details.tenant(principal.tenant, batch)
+            requests = [self._answers.state(tenant, batch, request) for request in requests]
         return requests[:limit], len(requests) > limit
 
     def line(self, principal: Principal, batch: BatchId, line: int) -> LineDetails:
         """Return a request with the beginnings of its input and its response."""
         record = self._details.line(principal.tenant, batch, line)
+        data_key = data_key_of(record.input_key)
+        if data_key is not None:
+            record = self._opened_record(principal, data_key.tenant, batch, record)
         try:
             (content,) = self._objects.read_ranges(
                 record.input_key, [(record.start, min(record.length, MAX_SHOWN))]
@@ -172,6 +187,35 @@ class BatchBrowser:
         except NotFound:
             return LineDetails(record, None)
         return LineDetails(record, content)
+
+    def _opened_record(
+        self, principal: Principal, tenant: TenantId, batch: BatchId, record: LineRecord
+    ) -> LineRecord:
+        """Return a request of a batch with zero retention with readable texts."""
+        body, body_bytes = record.body, record.body_bytes
+        if is_sealed_text(body):
+            from lowtide.objects.sealing import text_size
+
+            body_bytes = text_size(body_bytes)
+            line = record.state.line
+            pieces = self._details.body(principal.tenant, batch, line)
+            try:
+                body = beginning(self._answers.pieces(tenant, batch, line, pieces), MAX_SHOWN)
+            except KeyDestroyed:
+                body = None
+        return replace(
+            record,
+            state=self._answers.state(tenant, batch, record.state),
+            body=body,
+            body_bytes=body_bytes,
+            notes=self._opened(tenant, batch, record.notes),
+        )
+
+    def _opened(self, tenant: TenantId, batch: BatchId, notes: Sequence[Note]) -> tuple[Note, ...]:
+        return tuple(
+            replace(note, detail=self._answers.message(tenant, batch, note.line, note.detail) or "")
+            for note in notes
+        )
 
     def download(
         self, principal: Principal, batch: BatchId, role: str

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import BatchId, FileId, TenantId
     from lowtide.core.pools import Cost, Prices
     from lowtide.files.lines import Problem
+    from lowtide.objects.data_keys import WrappedKey
     from lowtide.planning.reasons import Risk
     from lowtide.telemetry.tracing import TraceContext
 
@@ -153,7 +154,8 @@ class NewBatch:
 
     `idempotency_digest` is that of the body sent with the key; None matches any. Requests start in
     `pool`; those that start in dedicated stay there. `prices` are those of its cost for good.
-    `actor` is recorded in the audit log; None leaves that to the caller.
+    `actor` is recorded in the audit log; None leaves that to the caller. With a `data_key` it has
+    zero retention.
     """
 
     id: BatchId
@@ -172,6 +174,7 @@ class NewBatch:
     trace: TraceContext | None = None
     pool: Pool = Pool.SPOT
     actor: str | None = None
+    data_key: WrappedKey | None = None
 
     @property
     def terms(self) -> dict[str, str]:
@@ -240,6 +243,7 @@ class Batch:
     pool: Pool = Pool.SPOT
     expiring: bool = False
     risk: Risk | None = None
+    zero_retention: bool = False
 
     @property
     def completed(self) -> int:

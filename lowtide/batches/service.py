@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from lowtide.batches.answers import NO_ANSWERS
 from lowtide.batches.model import NewBatch
+from lowtide.batches.store import plain_input
 from lowtide.core.durations import parse_window
 from lowtide.core.errors import InvalidRequest, NotFound
 from lowtide.core.ids import BatchId, format_batch_id, parse_file_id
 from lowtide.events.model import EventType, batch_event
+from lowtide.objects.names import no_new_key
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from lowtide.batches.admission import AdmissionPolicy
+    from lowtide.batches.answers import Answers
     from lowtide.batches.forecast import Forecaster
     from lowtide.batches.model import Batch, BatchStatus, RequestStatus
     from lowtide.batches.request_store import RequestStore
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from lowtide.events.publisher import Publisher
     from lowtide.files.model import StoredFile
     from lowtide.files.store import FileStore
+    from lowtide.objects.data_keys import WrappedKey
     from lowtide.telemetry.tracing import Span, Tracer
 
 
@@ -54,6 +59,7 @@ class BatchRequest:
     idempotency_digest: bytes | None = None
     joins_trace: bool = False
     actor: str | None = None
+    zero_retention: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,7 @@ class Batches:
         *,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
+        new_key: Callable[[TenantId, UUID], WrappedKey] = no_new_key,
         tracer: Tracer = UNTRACED,
     ) -> None:
         self._batches = batches
@@ -91,13 +98,14 @@ class Batches:
         self._forecaster = forecaster
         self._rules = rules
         self._new_id = new_id
+        self._new_key = new_key
         self._clock = clock
         self._tracer = tracer
 
     def create(self, tenant: TenantId, request: BatchRequest) -> Batch:
         """Create a batch, or return the one with the same idempotency key.
 
-        Raises InvalidRequest, IdempotencyKeyReused, NotFound for an unknown file, TooManyRequests
+        A batch of an encrypted file has zero retention. Raises InvalidRequest, IdempotencyKeyReused, NotFound for an unknown file, TooManyRequests
         over a limit of the tenant, or Conflict if strict admission rejects the deadline.
         """
         try:
@@ -127,6 +135,8 @@ class Batches:
         )
         endpoint = self._endpoint(request.endpoint)
         source = self._source(tenant, file)
+        if request.zero_retention and not source.zero_retention:
+            raise plain_input(file)
         current_trace = self._tracer.current()
         parent = source.trace if source.trace is not None and not request.joins_trace else None
         with self._tracer.span(
@@ -135,9 +145,9 @@ class Batches:
             links=[current_trace] if parent and current_trace else [],
             attributes={TENANT: str(tenant)},
         ) as span:
-            now = self._clock()
+            now, id_ = self._clock(), BatchId(self._new_id())
             batch = NewBatch(
-                id=BatchId(self._new_id()),
+                id=id_,
                 tenant=tenant,
                 user=request.user,
                 input_file=file,
@@ -152,6 +162,7 @@ class Batches:
                 output_expires_after=request.output_expires_after,
                 trace=span.context,
                 actor=request.actor,
+                data_key=self._new_key(tenant, id_) if source.zero_retention else None,
             )
             return self._forecaster.with_eta(self._record(batch, span))
 
@@ -214,9 +225,12 @@ class Batches:
 class Requests:
     """The requests of tenants' batches."""
 
-    def __init__(self, batches: BatchStore, requests: RequestStore) -> None:
+    def __init__(
+        self, batches: BatchStore, requests: RequestStore, *, answers: Answers = NO_ANSWERS
+    ) -> None:
         self._batches = batches
         self._requests = requests
+        self._answers = answers
 
     def page(
         self,
@@ -233,7 +247,7 @@ class Requests:
 
         Raises NotFound for an unknown batch.
         """
-        self._batches.get(tenant, batch)
+        record = self._batches.get(tenant, batch)
         requests = self._requests.page(
             tenant,
             batch,
@@ -243,6 +257,8 @@ class Requests:
             dead_lettered=dead_lettered,
             pool=pool,
         )
+        if record.zero_retention:
+            requests = [self._answers.state(tenant, batch, request) for request in requests]
         return requests[:limit], len(requests) > limit
 
     def results(
@@ -251,11 +267,16 @@ class Requests:
         """Return up to `limit` results after `cursor`, and record the download in the audit log.
 
         A page with long bodies has fewer results, and long bodies are omitted. Raises NotFound for
-        an unknown batch.
+        an unknown batch, KeyDestroyed for one with zero retention that has ended it.
         """
-        self._batches.get(tenant, batch)
-        return self._requests.results(tenant, batch, cursor, limit, actor)
+        record = self._batches.get(tenant, batch)
+        page = self._requests.results(tenant, batch, cursor, limit, actor)
+        if not record.zero_retention:
+            return page
+        opened = (self._answers.line(tenant, batch, line) for line in page.lines)
+        return replace(page, lines=tuple(opened))
 
     def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
         """Yield a body that `results` omitted, in pieces; raises NotFound."""
-        return self._requests.body(tenant, batch, line)
+        body = self._requests.body(tenant, batch, line)
+        return self._answers.pieces(tenant, batch, line, body)

@@ -19,13 +19,14 @@ from lowtide.batches.model import (
     Outcomes,
     RequestStatus,
 )
-from lowtide.core.errors import Conflict, NotFound, check_key_digest
-from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id
+from lowtide.core.errors import Conflict, InvalidRequest, NotFound, check_key_digest
+from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id, format_file_id
 from lowtide.core.pools import Pool, Prices
 from lowtide.database.connections import acting_for
 from lowtide.events.outbox import add_event, trace_columns, trace_of
 from lowtide.files.lines import Problem
 from lowtide.files.store import file_not_found
+from lowtide.objects.data_keys import add_key
 from lowtide.planning.reasons import Bound, Reason, Risk
 from lowtide.tenants.audit import note
 
@@ -48,17 +49,20 @@ ORDER BY id DESC LIMIT :limit
 """)
 # FOR KEY SHARE: the file cannot be deleted before this batch exists and protects it.
 _INPUT = text("""
-SELECT object_key, lines FROM files WHERE id = :id AND purpose = 'batch' FOR KEY SHARE
+SELECT object_key, lines, (
+  SELECT zero_retention FROM tenants WHERE id = files.tenant_id) AS zero_retention
+FROM files WHERE id = :id AND purpose = 'batch' FOR KEY SHARE
 """)
 _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
   created_at, deadline, at_risk, risk_reason, risk_since, metadata, output_expires_after, idempotency_key,
-  idempotency_digest, traceparent, tracestate, start_pool, spot_price, dedicated_price, currency)
+  idempotency_digest, traceparent, tracestate, start_pool, spot_price, dedicated_price, currency,
+  zero_retention)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
   :created_at, :deadline, cast(:risk AS text) IS NOT NULL, :risk,
   CASE WHEN cast(:risk AS text) IS NOT NULL THEN now() END, cast(:metadata AS jsonb),
   :output_expires_after, :idempotency_key, :idempotency_digest, :traceparent, :tracestate, :start_pool,
-  :spot_price, :dedicated_price, :currency)
+  :spot_price, :dedicated_price, :currency, :zero_retention)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
 # What search finds a batch by, besides its id.
@@ -94,13 +98,16 @@ class BatchStore:
         """Record a batch and its event, or return the one with the same idempotency key.
 
         The flag is True for a new batch. Raises IdempotencyKeyReused if the body differs, NotFound
-        for an unknown file, and the errors of `insert_batch`.
+        for an unknown file, InvalidRequest for a plain one if the tenant has zero retention, and
+        the errors of `insert_batch`.
         """
         with acting_for(self._engine, batch.tenant) as connection:
             source = connection.execute(_INPUT, {"id": batch.input_file}).one_or_none()
             if source is None:
                 error = file_not_found(batch.input_file)
                 raise NotFound(error.message, param="input_file_id")
+            if source.zero_retention and batch.data_key is None:
+                raise plain_input(batch.input_file)
             if insert_batch(connection, batch, source.object_key, source.lines, policy):
                 add_event(connection, event)
                 if batch.actor is not None:
@@ -174,6 +181,16 @@ def _find_by_key(connection: Connection, tenant: TenantId, key: str | None) -> C
     return connection.execute(_BY_IDEMPOTENCY_KEY, {"tenant": tenant, "key": key})
 
 
+def plain_input(file: FileId) -> InvalidRequest:
+    """Return the error for zero retention with an input file that was uploaded without it."""
+    return InvalidRequest(
+        f"File {format_file_id(file)!r} was uploaded without zero retention: upload it again with "
+        "zero_retention=true, and delete this one.",
+        param="input_file_id",
+        code="input_not_encrypted",
+    )
+
+
 def insert_batch(
     connection: Connection,
     batch: NewBatch,
@@ -189,6 +206,8 @@ def insert_batch(
     parameters = _parameters(batch, input_key) | {"risk": risk}
     if connection.execute(_CREATE, parameters).rowcount != 1:
         return False
+    if batch.data_key is not None:
+        add_key(connection, batch.data_key)
     terms = msgspec.json.encode(batch.terms).decode()
     connection.execute(_ADD_TERMS, {"id": batch.id, "tenant": batch.tenant, "terms": terms})
     return True
@@ -232,6 +251,7 @@ def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
         "spot_price": batch.prices.spot,
         "dedicated_price": batch.prices.dedicated,
         "currency": batch.prices.currency,
+        "zero_retention": batch.data_key is not None,
         **trace_columns(batch.trace),
     }
 
@@ -278,6 +298,7 @@ def batch_of(row: Any) -> Batch:
         trace=trace_of(row),
         pool=Pool(row.start_pool),
         expiring=row.expiring and row.expired_at is None,
+        zero_retention=row.zero_retention,
         risk=_risk(row) if row.at_risk and row.risk_reason is not None else None,
     )
 

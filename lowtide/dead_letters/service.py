@@ -10,6 +10,7 @@ from itertools import chain, groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from lowtide.batches.answers import NO_ANSWERS, is_sealed_text
 from lowtide.batches.results import encode_escaped, render_all
 from lowtide.core.errors import Conflict, InvalidRequest, NotFound
 from lowtide.core.ids import format_batch_id
@@ -19,6 +20,7 @@ from lowtide.files.lines import NO_BYTES, checksum_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from lowtide.batches.answers import Answers
     from lowtide.batches.results import FinishedLine
     from lowtide.core.ids import BatchId, TenantId
     from lowtide.dead_letters.model import (
@@ -79,7 +81,9 @@ class DeadLetters:
         objects: ObjectStore,
         *,
         max_letters: int,
+        answers: Answers = NO_ANSWERS,
     ) -> None:
+        self._answers = answers
         self._letters = letters
         self._requeues = requeues
         self._objects = objects
@@ -98,7 +102,7 @@ class DeadLetters:
         A tenant of None is all that the database role may read. Raises NotFound for an unknown `after`.
         """
         letters = self._letters.page(tenant, letter_filter, after=after, limit=limit + 1)
-        return letters[:limit], len(letters) > limit
+        return [self._opened(letter) for letter in letters[:limit]], len(letters) > limit
 
     def summary(self, tenant: TenantId | None, letter_filter: LetterFilter) -> LetterSummary:
         """Return the number of matching letters and their most frequent errors."""
@@ -107,7 +111,7 @@ class DeadLetters:
     def get(self, tenant: TenantId, letter: LetterId) -> ShownLetter:
         """Return a letter with its input and its last response; raises NotFound."""
         record, place = self._letters.get(tenant, letter)
-        (answer,) = self._letters.answers(tenant, letter.batch, [letter.line])
+        (answer,) = self._answers_of(tenant, letter.batch, [letter.line])
         source = self._letters.sources(tenant, [letter.batch])[letter.batch]
         pieces = _line_in_pieces(self._objects, source, place)
         line: Iterator[bytes] | None
@@ -117,10 +121,12 @@ class DeadLetters:
             line = None
         body: Iterator[bytes] | None = None
         if answer.is_long:
-            body = map(str.encode, self._letters.body(tenant, *letter))
+            body = map(str.encode, self._body(tenant, letter.batch, letter.line))
         elif answer.body is not None:
             body = iter([answer.body.encode()])
-        return ShownLetter(record, line, place.length, answer, body, place.answer_bytes)
+        return ShownLetter(
+            self._opened(record), line, place.length, answer, body, place.answer_bytes
+        )
 
     def download(
         self, tenant: TenantId, letter_filter: LetterFilter, content: Content, *, actor: str
@@ -166,8 +172,26 @@ class DeadLetters:
         for page in self._letters.places(tenant, letter_filter):
             for block in in_blocks(page, (place.answer_bytes for place in page), _BLOCK_BYTES):
                 batch = block[0].batch
-                answers = self._letters.answers(tenant, batch, [place.line for place in block])
-                yield from render_all(batch, answers, partial(self._letters.body, tenant, batch))
+                answers = self._answers_of(tenant, batch, [place.line for place in block])
+                yield from render_all(batch, answers, partial(self._body, tenant, batch))
+
+    def _answers_of(
+        self, tenant: TenantId, batch: BatchId, lines: Sequence[int]
+    ) -> Sequence[FinishedLine]:
+        answers = self._letters.answers(tenant, batch, lines)
+        return [self._answers.line(tenant, batch, answer) for answer in answers]
+
+    def _body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
+        pieces = self._letters.body(tenant, batch, line)
+        return self._answers.pieces(tenant, batch, line, pieces)
+
+    def _opened(self, letter: DeadLetter) -> DeadLetter:
+        if not is_sealed_text(letter.error_message):
+            return letter
+        message = self._answers.message(
+            letter.tenant, letter.batch, letter.line, letter.error_message
+        )
+        return replace(letter, error_message=message)
 
 
 def select(

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from lowtide.core.pools import cost_of
+from lowtide.objects.names import data_key_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -53,6 +54,11 @@ class StoredFile:
     endpoint: str | None = None
     expires_at: datetime | None = None
     trace: TraceContext | None = None
+
+    @property
+    def zero_retention(self) -> bool:
+        """True if the object is encrypted with a key that ends with the file, or its batch."""
+        return data_key_of(self.object_key) is not None
 
 
 def object_key(file: FileId) -> str:

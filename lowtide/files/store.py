@@ -11,12 +11,16 @@ from lowtide.core.ids import FileId, TenantId, format_file_id
 from lowtide.database.connections import acting_for
 from lowtide.events.outbox import trace_columns, trace_of
 from lowtide.files.model import FileStatus, Purpose, StoredFile
+from lowtide.objects.data_keys import add_key, destroy_unused_keys
+from lowtide.objects.names import data_key_of
 from lowtide.tenants.audit import note
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import Connection, Engine
+
+    from lowtide.objects.data_keys import WrappedKey
 
 
 _COLUMNS = (
@@ -50,6 +54,7 @@ _ADD_ORPHAN = text("""
 INSERT INTO orphan_objects (object_key, tenant_id, due_at)
 VALUES (:key, :tenant, now() + make_interval(secs => :after)) ON CONFLICT DO NOTHING
 """)
+_IS_SEALED = text("SELECT zero_retention FROM tenants WHERE id = :tenant")
 _REMOVE_ORPHAN = text("DELETE FROM orphan_objects WHERE object_key = :key")
 # A longer upload is lost: the scheduler deletes its object as an orphan.
 _LONGEST_UPLOAD_SECONDS = 6 * 3600
@@ -95,16 +100,28 @@ class FileStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    def is_sealed(self, tenant: TenantId) -> bool:
+        """Return whether every upload of the tenant has zero retention."""
+        with acting_for(self._engine, tenant) as connection:
+            return bool(connection.execute(_IS_SEALED, {"tenant": tenant}).scalar_one_or_none())
+
     def expect(
-        self, tenant: TenantId, object_key: str, seconds: float = _LONGEST_UPLOAD_SECONDS
+        self,
+        tenant: TenantId,
+        object_key: str,
+        seconds: float = _LONGEST_UPLOAD_SECONDS,
+        *,
+        data_key: WrappedKey | None = None,
     ) -> None:
         """Record an object as an orphan before it is written, so that a crash cannot leak it.
 
-        Unless it is recorded as a file, the scheduler deletes it after `seconds`.
+        Unless it is recorded as a file, the scheduler deletes it after `seconds`, and its data key.
         """
         parameters = {"key": object_key, "tenant": tenant, "after": seconds}
         with acting_for(self._engine, tenant) as connection:
             connection.execute(_ADD_ORPHAN, parameters)
+            if data_key is not None:
+                add_key(connection, data_key)
 
     def add(self, file: StoredFile, actor: str | None = None) -> None:
         """Record a file whose object is complete; `actor` is recorded in the audit log."""
@@ -155,6 +172,7 @@ class FileStore:
             connection.execute(_REMOVE, {"id": file})
             orphan = {"key": row.object_key, "tenant": tenant, "after": 0}
             connection.execute(_ADD_ORPHAN, orphan)
+            destroy_unused_keys(connection, [data_key_of(row.object_key)])
             if actor is not None:
                 note(connection, tenant, actor, "files.delete", [format_file_id(file)])
         return None if is_read else str(row.object_key)
@@ -163,6 +181,7 @@ class FileStore:
         """Drop the orphan record of an object that was deleted from the store."""
         with acting_for(self._engine, tenant) as connection:
             connection.execute(_REMOVE_ORPHAN, {"key": object_key})
+            destroy_unused_keys(connection, [data_key_of(object_key)])
 
 
 def _get(connection: Connection, file: FileId) -> StoredFile:

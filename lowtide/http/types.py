@@ -52,6 +52,15 @@ class Error(msgspec.Struct):
     error: ErrorDetail
 
 
+class FileExtension(msgspec.Struct, kw_only=True):
+    """Lowtide's extension to OpenAI's File object.
+
+    With `zero_retention` the file is encrypted, and its key is destroyed with it.
+    """
+
+    zero_retention: bool
+
+
 class File(msgspec.Struct, kw_only=True):
     """A stored file."""
 
@@ -63,6 +72,7 @@ class File(msgspec.Struct, kw_only=True):
     purpose: Literal["batch", "batch_output"]
     status: Literal["uploaded", "processed", "error"]
     status_details: str | None
+    x_lowtide: FileExtension
     object: Literal["file"] = "file"
 
 
@@ -214,7 +224,7 @@ class Extension(msgspec.Struct, kw_only=True):
     `eta` is the expected completion, null if the batch is final or it is unknown; `risk` is null
     unless the scheduler has marked the batch at risk; `pools` counts finished requests; `cost` is
     at the prices of the batch's creation; `trace_id` is the trace of the batch's work, null if it
-    has none.
+    has none. With `zero_retention` its answers are encrypted until their key is destroyed.
     """
 
     user: str
@@ -229,6 +239,7 @@ class Extension(msgspec.Struct, kw_only=True):
     retries: int
     escalations: int
     trace_id: str | None
+    zero_retention: bool
 
 
 class Batch(msgspec.Struct, kw_only=True):
@@ -469,13 +480,17 @@ class ExpiresAfter(msgspec.Struct):
 
 
 class CreateUpload(msgspec.Struct, kw_only=True):
-    """The file to be uploaded in parts; `bytes` is its size, `expires_after` its expiry."""
+    """The file to be uploaded in parts; `bytes` is its size, `expires_after` its expiry.
+
+    With `zero_retention` the parts and the file are encrypted.
+    """
 
     size: WholeNumber = field(name="bytes")
     filename: str
     mime_type: str
     purpose: Annotated[str, Meta(extra_json_schema={"enum": ["batch"]})]
     expires_after: ExpiresAfter | None = None
+    zero_retention: bool = False
 
 
 class CompleteUpload(msgspec.Struct):
@@ -486,7 +501,10 @@ class CompleteUpload(msgspec.Struct):
 
 
 class CreateBatch(msgspec.Struct):
-    """The parameters of a new batch; `inputFileId` is an alias, `userId` the batch's user."""
+    """The parameters of a new batch; `inputFileId` is an alias, `userId` the batch's user.
+
+    A batch of a file with zero retention has it, too; `zero_retention` demands such a file.
+    """
 
     input_file_id: InputFileId | None = None
     endpoint: str | None = None
@@ -495,6 +513,7 @@ class CreateBatch(msgspec.Struct):
     output_expires_after: ExpiresAfter | None = None
     original_input_file_id: InputFileId | None = field(name="inputFileId", default=None)
     user_id: str | None = field(name="userId", default=None)
+    zero_retention: bool | None = None
 
 
 def unix(moment: datetime) -> int:

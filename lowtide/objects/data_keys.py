@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from binascii import Error as Base64Error
-from base64 import b64decode
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
@@ -14,10 +12,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import text
 
-from lowtide.core.errors import Conflict, Unavailable
+from lowtide.core.errors import Unavailable
 from lowtide.database.connections import acting_for, begin
-from lowtide.objects.names import DataKeyId
-from lowtide.objects.sealed import KeyDestroyed
+from lowtide.objects.names import DataKeyId, KeyDestroyed, no_new_key
 from lowtide.objects.sealing import KEY_BYTES
 
 if TYPE_CHECKING:
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
 
 _ADD = text("""
 INSERT INTO data_keys (id, tenant_id, wrapped) VALUES (:id, :tenant, :wrapped)
-ON CONFLICT (id) DO NOTHING
 """)
 _GET = text("SELECT wrapped FROM data_keys WHERE id = :id AND tenant_id = :tenant")
 _DESTROY = text("DELETE FROM data_keys WHERE id = ANY(:ids)")
@@ -64,17 +60,6 @@ class WrappedKey:
     wrapped: bytes
 
 
-def parse_master_key(value: str) -> bytes:
-    """Return the 32 bytes of a master key in Base64; raises ValueError."""
-    try:
-        key = b64decode(value, validate=True)
-    except Base64Error:
-        key = b""
-    if len(key) != KEY_BYTES:
-        raise ValueError("must be 32 bytes in Base64, such as from `openssl rand -base64 32`")
-    return key
-
-
 class MasterKeys:
     """Wraps data keys with the current master key; unwraps with it, or with the previous one."""
 
@@ -85,12 +70,7 @@ class MasterKeys:
     def wrap(self, key: DataKeyId, data_key: bytes) -> bytes:
         """Encrypt a data key, bound to its id; raises Conflict without a current master key."""
         if not self.can_wrap:
-            raise Conflict(
-                "Zero retention is not available: LOWTIDE_MASTER_KEY is not set. Ask the operator "
-                "to set it, or upload without zero_retention.",
-                param="zero_retention",
-                code="zero_retention_not_available",
-            )
+            no_new_key(*key)
         nonce = os.urandom(_NONCE)
         return nonce + self._ciphers[0].encrypt(nonce, data_key, _bound_to(key))
 

@@ -1,15 +1,18 @@
-"""Keys of objects that are encrypted: the key of the object names the data key."""
+"""Names of encrypted objects, which name their data key, and what is said without that key."""
 
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 from uuid import UUID
 
+from lowtide.core.errors import Conflict, LowtideError, NotFound
 from lowtide.core.ids import TenantId
 
 SEALED: Final = "sealed/"
 """The prefix of encrypted objects. The list of a joined one's pieces is plain, and has no text."""
+MARK: Final = "lowtide-sealed:"
+"""The first characters of an encrypted text; no JSON value starts with them."""
 _SEALED_KEY: Final = re.compile(r"(?:joined/)?sealed/([0-9a-f]{32})/([0-9a-f]{32})/")
 
 
@@ -21,6 +24,38 @@ class DataKeyId(NamedTuple):
 
     tenant: TenantId
     owner: UUID
+
+
+class KeyDestroyed(NotFound):
+    """Something encrypted whose key was destroyed: nobody can read it again."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The data was kept with zero retention, and its key has been destroyed: it cannot be "
+            "read again.",
+            code="data_key_destroyed",
+        )
+
+
+class Damaged(LowtideError):
+    """Encrypted bytes that were changed, cut or moved, or belong to another key."""
+
+    default_code = "object_damaged"
+
+
+def no_data_key(_: DataKeyId) -> NoReturn:
+    """Refuse to read something encrypted: this process has no data keys."""
+    raise KeyDestroyed
+
+
+def no_new_key(_tenant: TenantId, _owner: UUID) -> NoReturn:
+    """Refuse to make a data key: there is no master key; raises Conflict."""
+    raise Conflict(
+        "Zero retention is not available: LOWTIDE_MASTER_KEY is not set. Ask the operator to set "
+        "it, or upload without zero_retention.",
+        param="zero_retention",
+        code="zero_retention_not_available",
+    )
 
 
 def sealed_key(data_key: DataKeyId | None, key: str) -> str:

@@ -6,7 +6,6 @@ import asyncio
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
-from lowtide.core.errors import NotFound
 from lowtide.objects.names import SEALED, DataKeyId, data_key_of
 from lowtide.objects.sealing import HEADER, SEALED_SEGMENT, SEGMENT, Opener, Sealer
 
@@ -16,17 +15,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from lowtide.objects.store import ObjectStore, ObjectWriter
-
-
-class KeyDestroyed(NotFound):
-    """Something encrypted whose key was destroyed: nobody can read it again."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The data was kept with zero retention, and its key has been destroyed: it cannot be "
-            "read again.",
-            code="data_key_destroyed",
-        )
 
 
 class SealedObjects:

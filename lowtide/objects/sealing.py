@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from lowtide.core.errors import LowtideError
+from lowtide.objects.names import MARK, Damaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,15 +30,7 @@ _MAGIC: Final = b"LTS1"
 HEADER: Final = len(_MAGIC) + 32
 """Bytes before the first segment: a magic number with the version, and the salt."""
 KEY_BYTES: Final = 32
-MARK: Final = "lowtide-sealed:"
-"""The first characters of a sealed text; no JSON value starts with them."""
 _INFO: Final = b"lowtide sealed 1\0"
-
-
-class Damaged(LowtideError):
-    """Encrypted bytes that were changed, cut or moved, or belong to another key."""
-
-    default_code = "object_damaged"
 
 
 class _Segments:

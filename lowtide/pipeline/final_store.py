@@ -15,6 +15,7 @@ from lowtide.core.ids import TenantId
 from lowtide.database.connections import begin
 from lowtide.events.outbox import add_event
 from lowtide.files.store import add_file
+from lowtide.objects.names import DataKeyId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,10 +37,16 @@ class FinalJob:
     final_status: BatchStatus
     drained_at: datetime
     files_expire_at: datetime | None
+    zero_retention: bool = False
+
+    @property
+    def data_key(self) -> DataKeyId | None:
+        """The data key of the batch's answers, None if they are plain."""
+        return DataKeyId(self.tenant, self.batch) if self.zero_retention else None
 
 
 _JOB = text("""
-SELECT tenant_id, status, drained_at,
+SELECT tenant_id, status, drained_at, zero_retention,
   drained_at + make_interval(secs => output_expires_after) AS files_expire_at
 FROM batches
 WHERE id = :batch AND drained_at IS NOT NULL
@@ -101,7 +108,12 @@ class FinalStore:
             return None
         final_status = ENDS_AS[BatchStatus(row.status)]
         return FinalJob(
-            batch, TenantId(row.tenant_id), final_status, row.drained_at, row.files_expire_at
+            batch,
+            TenantId(row.tenant_id),
+            final_status,
+            row.drained_at,
+            row.files_expire_at,
+            row.zero_retention,
         )
 
     def lines(self, job: FinalJob, never_ran: tuple[str, str]) -> Iterator[FinishedLine]:

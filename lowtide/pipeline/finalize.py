@@ -7,18 +7,22 @@ import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from lowtide.batches.answers import NO_ANSWERS
 from lowtide.batches.model import outcome_without_result
 from lowtide.batches.results import NEVER_RAN, render_in_pieces
 from lowtide.core.ids import derived_file_id, format_batch_id
 from lowtide.events.model import EventType, batch_event
 from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
+from lowtide.objects.names import sealed_key
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
     from uuid import UUID
 
+    from lowtide.batches.answers import Answers
+    from lowtide.batches.results import FinishedLine
     from lowtide.core.ids import BatchId
     from lowtide.events.publisher import Publisher
     from lowtide.objects.store import ObjectStore
@@ -44,12 +48,14 @@ class Finalizer:
         publisher: Publisher,
         *,
         new_id: Callable[[], UUID],
+        answers: Answers = NO_ANSWERS,
         tracer: Tracer = UNTRACED,
     ) -> None:
         self._finals = finals
         self._objects = objects
         self._publisher = publisher
         self._new_id = new_id
+        self._answers = answers
         self._tracer = tracer
 
     def finalize(self, batch: BatchId) -> None:
@@ -67,7 +73,7 @@ class Finalizer:
             error = stack.enter_context(_OutputFile(self._objects, job, "error", span.context))
             for line in self._finals.lines(job, NEVER_RAN[dropped_as]):
                 file = output if line.succeeded else error
-                file.add(render_in_pieces(job.batch, line, lambda n: self._finals.body(job, n)))
+                file.add(self._rendered(job, line))
         summary = {
             "status": job.final_status.value,
             "completed": output.lines,
@@ -89,6 +95,16 @@ class Finalizer:
             _log.info("batch.finalized", extra=summary)
             self._publisher.publish([event])
 
+    def _rendered(self, job: FinalJob, line: FinishedLine) -> Iterator[bytes]:
+        if not job.zero_retention:
+            return render_in_pieces(job.batch, line, lambda n: self._finals.body(job, n))
+        tenant, batch = job.tenant, job.batch
+        return render_in_pieces(
+            batch,
+            self._answers.line(tenant, batch, line),
+            lambda n: self._answers.pieces(tenant, batch, n, self._finals.body(job, n)),
+        )
+
 
 class _OutputFile:
     """A file of results; its object is created only if there are lines for it."""
@@ -102,6 +118,7 @@ class _OutputFile:
         self._job = job
         self._role = role
         self._id = derived_file_id(job.batch, role)
+        self._key = sealed_key(job.data_key, object_key(self._id))
         self._bytes = 0
         self._sha256 = hashlib.sha256()
         self._pending: list[bytes] = []
@@ -145,7 +162,7 @@ class _OutputFile:
             size=self._bytes,
             lines=self.lines,
             sha256=self._sha256.digest(),
-            object_key=object_key(self._id),
+            object_key=self._key,
             status=FileStatus.PROCESSED,
             status_details=None,
             created_at=self._job.drained_at,
@@ -157,7 +174,7 @@ class _OutputFile:
         if not self._pending:
             return
         if self._write is None:
-            writer = self._stack.enter_context(self._objects.open_writer(object_key(self._id)))
+            writer = self._stack.enter_context(self._objects.open_writer(self._key))
             self._write = writer.write
         block = b"".join(self._pending)
         self._pending.clear()

@@ -15,6 +15,7 @@ from lowtide.core.errors import NotFound
 from lowtide.core.ids import TenantId, format_batch_id
 from lowtide.database.connections import begin
 from lowtide.files.lines import Limits, LineReader, Problem, read_lines
+from lowtide.objects.names import Damaged
 from lowtide.search.indexing import enqueue
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
@@ -179,6 +180,9 @@ _log = logging.getLogger(__name__)
 _INPUT_MISSING = Problem(
     "input_missing", "The input file is no longer in the object store: upload it again."
 )
+_INPUT_DAMAGED = Problem(
+    "input_corrupt", "The input file was changed in the object store: upload it again."
+)
 
 
 class Splitter:
@@ -219,6 +223,8 @@ class Splitter:
                 lines, problems = split.write(read_lines(chunks, reader)), reader.problems
             except NotFound:
                 lines, problems = 0, [_INPUT_MISSING]
+            except Damaged:
+                lines, problems = 0, [_INPUT_DAMAGED]
             span.note({"lowtide.lines": lines, "lowtide.problems": len(problems)})
             if problems:
                 split.discard()

@@ -14,6 +14,8 @@ from lowtide.core.pools import Pool
 from lowtide.database.connections import begin
 from lowtide.events.model import EventType, batch_event
 from lowtide.events.outbox import add_event, trace_of
+from lowtide.objects.data_keys import destroy_unused_keys
+from lowtide.objects.names import data_key_of
 from lowtide.planning.state import SweepResult
 from lowtide.queue.draining import note_drained
 from lowtide.queue.store import is_storm, requeue
@@ -116,9 +118,13 @@ INSERT INTO orphan_objects (object_key, tenant_id, due_at)
 SELECT object_key, tenant_id, now() FROM expired ON CONFLICT DO NOTHING
 """)
 _FORGET_UPLOADS = text("""
-DELETE FROM uploads WHERE ctid = ANY(ARRAY(
-  SELECT ctid FROM uploads WHERE expires_at <= now() - interval '1 day'
-  ORDER BY expires_at LIMIT :limit))
+WITH forgotten AS (
+  DELETE FROM uploads WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM uploads WHERE expires_at <= now() - interval '1 day'
+    ORDER BY expires_at LIMIT :limit))
+  RETURNING id
+)
+DELETE FROM data_keys WHERE id IN (SELECT id FROM forgotten)
 """)
 # The input of an active batch stays until the batch ends, even if its file was deleted or expired.
 _ORPHAN_OBJECTS = text("""
@@ -157,13 +163,18 @@ class SweepStore:
         )
 
     def orphans(self, limit: int) -> Sequence[str]:
-        """Delete the rows of expired files and of old uploads; return the keys of orphans."""
+        """Delete the rows of expired files and of old uploads; return the keys of orphans.
+
+        The data keys of encrypted orphans are destroyed first: the store may be unavailable.
+        """
         with begin(self._engine) as connection:
             connection.execute(_EXPIRE_FILES, {"limit": limit})
         with begin(self._engine) as connection:
             connection.execute(_FORGET_UPLOADS, {"limit": limit})
         with begin(self._engine) as connection:
-            return connection.execute(_ORPHAN_OBJECTS, {"limit": limit}).scalars().all()
+            keys = connection.execute(_ORPHAN_OBJECTS, {"limit": limit}).scalars().all()
+            destroy_unused_keys(connection, map(data_key_of, keys))
+        return keys
 
     def forget_orphans(self, keys: Sequence[str]) -> None:
         """Record that these objects are deleted."""

@@ -18,7 +18,7 @@ from lowtide.uploads.model import MAX_PART_BYTES
 from lowtide.uploads.store import upload_not_found
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from flask import Response
 
@@ -57,6 +57,7 @@ def create_upload(call: Call) -> Response:
         size=int(body.size),
         purpose=body.purpose,
         file_expires_after=None if expiry is None else expiry.seconds,
+        zero_retention=body.zero_retention,
     )
     return json_response(upload_object(upload))
 
@@ -68,7 +69,7 @@ def add_part(call: Call, upload_id: str) -> Response:
         writing = call.services.uploads.part(call.tenant, upload)
         started: PartUpload
 
-        def open_part(_: str) -> Callable[[bytes], None]:
+        def open_part(_filename: str, _fields: Mapping[str, bytearray]) -> Callable[[bytes], None]:
             nonlocal started
             started = stack.enter_context(writing)
             return started.write

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from lowtide.objects.names import DataKeyId
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
@@ -46,6 +48,12 @@ class PartedUpload:
     expires_at: datetime
     file: FileId | None = None
     parts: Sequence[PartId] | None = None
+    zero_retention: bool = False
+
+    @property
+    def data_key(self) -> DataKeyId | None:
+        """The data key of the parts, None if they are plain."""
+        return DataKeyId(self.tenant, self.id) if self.zero_retention else None
 
 
 @dataclass(frozen=True, slots=True)

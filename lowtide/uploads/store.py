@@ -10,6 +10,7 @@ from lowtide.core.errors import NotFound
 from lowtide.core.ids import FileId, PartId, TenantId, UploadId, format_file_id, format_upload_id
 from lowtide.database.connections import acting_for
 from lowtide.files.store import add_expected_file
+from lowtide.objects.data_keys import add_key, destroy_keys
 from lowtide.tenants.audit import note
 from lowtide.uploads.model import Part, PartedUpload, UploadEnded, UploadStatus
 
@@ -19,14 +20,18 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.files.model import StoredFile
+    from lowtide.objects.data_keys import WrappedKey
 
 
 _CREATE = text("""
-INSERT INTO uploads (id, tenant_id, filename, bytes, file_expires_after, created_at, expires_at)
-VALUES (:id, :tenant, :filename, :bytes, :file_expires_after, :created_at, :expires_at)
+INSERT INTO uploads (id, tenant_id, filename, bytes, file_expires_after, created_at, expires_at,
+  zero_retention)
+VALUES (:id, :tenant, :filename, :bytes, :file_expires_after, :created_at, :expires_at,
+  :zero_retention)
 """)
 _GET = text("""
 SELECT id, tenant_id, filename, bytes, file_expires_after, created_at, expires_at, file_id, part_ids,
+  zero_retention,
   CASE WHEN status = 'pending' AND expires_at <= now() THEN 'expired' ELSE status END AS status
 FROM uploads WHERE id = :id
 """)
@@ -60,8 +65,8 @@ class UploadStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def create(self, upload: PartedUpload) -> None:
-        """Record a pending upload."""
+    def create(self, upload: PartedUpload, data_key: WrappedKey | None = None) -> None:
+        """Record a pending upload, with the data key of its parts."""
         parameters = {
             "id": upload.id,
             "tenant": upload.tenant,
@@ -70,9 +75,12 @@ class UploadStore:
             "file_expires_after": upload.file_expires_after,
             "created_at": upload.created_at,
             "expires_at": upload.expires_at,
+            "zero_retention": upload.zero_retention,
         }
         with acting_for(self._engine, upload.tenant) as connection:
             connection.execute(_CREATE, parameters)
+            if data_key is not None:
+                add_key(connection, data_key)
 
     def get(self, tenant: TenantId, upload: UploadId) -> PartedUpload:
         """Return an upload; raises NotFound."""
@@ -113,6 +121,8 @@ class UploadStore:
                 raise UploadEnded
             add_expected_file(connection, file)
             connection.execute(_RELEASE_PARTS, {"id": upload})
+            if file.zero_retention:
+                destroy_keys(connection, [upload])
             if actor is not None:
                 note(connection, file.tenant, actor, "files.create", [format_file_id(file.id)])
 
@@ -124,6 +134,7 @@ class UploadStore:
         with acting_for(self._engine, tenant) as connection:
             if connection.execute(_CANCEL, {"id": upload}).rowcount:
                 connection.execute(_RELEASE_PARTS, {"id": upload})
+                destroy_keys(connection, [upload])
             return _get(connection, upload)
 
 
@@ -141,6 +152,7 @@ def _get(connection: Connection, upload: UploadId) -> PartedUpload:
         created_at=row.created_at,
         expires_at=row.expires_at,
         file=None if row.file_id is None else FileId(row.file_id),
+        zero_retention=row.zero_retention,
         parts=None if row.part_ids is None else [PartId(part) for part in row.part_ids],
     )
 

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import TenantId
 from lowtide.objects.joined import JoinedObjects, Piece, joined_key
-from lowtide.objects.names import DataKeyId, data_key_of, sealed_key
-from lowtide.objects.sealed import KeyDestroyed, SealedObjects
+from lowtide.objects.names import Damaged, DataKeyId, KeyDestroyed, data_key_of, sealed_key
+from lowtide.objects.sealed import SealedObjects
 from lowtide.objects.sealing import (
     HEADER,
     SEALED_SEGMENT,
     SEGMENT,
-    Damaged,
     open_text,
     seal_text,
     text_size,
@@ -177,9 +176,14 @@ def test_the_same_bytes_are_never_encrypted_alike() -> None:
 
 def test_an_exception_leaves_no_object() -> None:
     objects = sealed()
-    with pytest.raises(KeyError), objects.open_writer(KEY) as writer:
-        writer.write(BYTES)
-        raise KeyError
+
+    def work() -> None:
+        with objects.open_writer(KEY) as writer:
+            writer.write(BYTES)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
     with pytest.raises(NotFound):
         read(objects)
 

@@ -79,7 +79,58 @@ GRANT SELECT ON segments TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON segments TO lowtide_worker;
 """
 
-SCHEMA = (UPLOADS, SEGMENTS)
+ZERO_RETENTION = f"""
+-- A data key encrypts an input file, the parts of an upload, or the answers of a batch, whose id it
+-- has. It is wrapped by the master key, which is not in the database. Deleting the row destroys it.
+CREATE TABLE data_keys (
+  id uuid PRIMARY KEY,
+  tenant_id uuid NOT NULL REFERENCES tenants (id),
+  wrapped bytea NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now()
+);
+{isolated("data_keys")}
+GRANT SELECT, INSERT, DELETE ON data_keys TO lowtide_api;
+GRANT SELECT, DELETE ON data_keys TO lowtide_worker;
+GRANT SELECT, INSERT, UPDATE (wrapped) ON data_keys TO lowtide_operator;
+
+ALTER TABLE tenants ADD COLUMN zero_retention boolean NOT NULL DEFAULT false;
+GRANT SELECT (zero_retention) ON tenants TO lowtide_api;
+ALTER TABLE uploads ADD COLUMN zero_retention boolean NOT NULL DEFAULT false;
+ALTER TABLE batches ADD COLUMN zero_retention boolean NOT NULL DEFAULT false;
+"""
+
+VIEWS = """
+DROP VIEW batch_states;
+CREATE VIEW batch_states WITH (security_invoker = true) AS
+SELECT b.*, c.running,
+  t.tallied_completed, t.tallied_failed, t.dead_lettered, t.interrupted, t.retried, t.escalated,
+  t.input_tokens, t.output_tokens, t.cached_tokens, t.reasoning_tokens, t.on_dedicated,
+  t.spot_seconds, t.dedicated_seconds, t.running_seconds
+FROM batches b
+CROSS JOIN LATERAL (
+  SELECT coalesce(sum(completed), 0)::integer AS tallied_completed,
+    coalesce(sum(failed), 0)::integer AS tallied_failed,
+    coalesce(sum(dead_lettered), 0)::integer AS dead_lettered,
+    coalesce(sum(interrupted), 0)::integer AS interrupted,
+    coalesce(sum(retried), 0)::integer AS retried,
+    coalesce(sum(escalated), 0)::integer AS escalated,
+    coalesce(sum(input_tokens), 0)::bigint AS input_tokens,
+    coalesce(sum(output_tokens), 0)::bigint AS output_tokens,
+    coalesce(sum(cached_tokens), 0)::bigint AS cached_tokens,
+    coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning_tokens,
+    coalesce(sum(completed + failed) FILTER (WHERE pool = 'dedicated'), 0)::integer AS on_dedicated,
+    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'spot'), 0) AS spot_seconds,
+    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated_seconds,
+    coalesce(sum(running_seconds), 0) AS running_seconds
+  FROM tallies WHERE batch_id = b.id
+) t
+CROSS JOIN LATERAL (
+  SELECT CASE WHEN b.drained_at IS NULL AND b.status IN ('in_progress', 'cancelling')
+    THEN (SELECT count(*) FROM claims WHERE batch_id = b.id)::integer ELSE 0 END AS running) c;
+GRANT SELECT ON batch_states TO lowtide_api, lowtide_worker, lowtide_operator;
+"""
+
+SCHEMA = (UPLOADS, SEGMENTS, ZERO_RETENTION, VIEWS)
 
 
 def upgrade() -> None:
