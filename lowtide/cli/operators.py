@@ -1,4 +1,4 @@
-"""`lowtide tenants` and `lowtide keys`: administration that the API does not offer.
+"""`lowtide tenants`, `keys` and `rewrap-keys`: administration that the API does not offer.
 
 The commands connect as the role `lowtide_operator` to the database of LOWTIDE_DATABASE_URL, else to
 the local stack's.
@@ -62,6 +62,14 @@ Running = Annotated[
     str | None, typer.Option(parser=_limit, metavar="N|none", help="Max requests running at once.")
 ]
 
+ZeroRetention = Annotated[
+    bool | None,
+    typer.Option(
+        "--zero-retention/--no-zero-retention",
+        help="Encrypt every upload, and destroy its key with it.",
+    ),
+]
+
 
 @tenants.command("list")
 def list_tenants(data_dir: DataDir = None, as_json: Json = False) -> None:
@@ -82,12 +90,18 @@ def create_tenant(
     active_batches: Active = None,
     queued_requests: Queued = None,
     running_requests: Running = None,
+    zero_retention: ZeroRetention = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Create a tenant. Limits that are not given default to LOWTIDE_TENANT_*."""
     changes = _changes(
-        weight, requests_per_minute, active_batches, queued_requests, running_requests
+        weight,
+        zero_retention,
+        requests_per_minute,
+        active_batches,
+        queued_requests,
+        running_requests,
     )
     with _tenancy(data_dir) as tenancy:
         tenant = tenancy.create(name, changes)
@@ -102,16 +116,29 @@ def change_tenant(
     active_batches: Active = None,
     queued_requests: Queued = None,
     running_requests: Running = None,
+    zero_retention: ZeroRetention = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Change a tenant's weight and limits. They apply from the next request on."""
     changes = _changes(
-        weight, requests_per_minute, active_batches, queued_requests, running_requests
+        weight,
+        zero_retention,
+        requests_per_minute,
+        active_batches,
+        queued_requests,
+        running_requests,
     )
     with _tenancy(data_dir) as tenancy:
         tenant = tenancy.change(name, changes)
     print_json(_tenant_json(tenant)) if as_json else _print_tenants(tenant)
+
+
+def rewrap_keys(data_dir: DataDir = None) -> None:
+    """Wrap all data keys with LOWTIDE_MASTER_KEY; it needs LOWTIDE_MASTER_KEY_PREVIOUS too."""
+    with operating(data_dir) as operator:
+        changed = operator.app.data_keys.rewrap()
+    say(f"Wrapped {changed:,} data keys with the current master key.")
 
 
 @keys.command("list")
@@ -208,7 +235,9 @@ def _tenancy(data_dir: Path | None) -> Iterator[Tenancy]:
         yield operator.app.tenancy(operator.actor)
 
 
-def _changes(weight: int | None, *options: str | None) -> TenantChanges:
+def _changes(
+    weight: int | None, zero_retention: bool | None, *options: str | None
+) -> TenantChanges:
     """Return the changes of options in the order of LIMITS."""
     from lowtide.tenants.service import TenantChanges
 
@@ -217,7 +246,7 @@ def _changes(weight: int | None, *options: str | None) -> TenantChanges:
         for name, text in zip(LIMITS, options, strict=True)
         if text is not None
     }
-    return TenantChanges(weight, limits)
+    return TenantChanges(weight, limits, zero_retention)
 
 
 def _key_json(key: ApiKey) -> dict[str, object]:
@@ -240,6 +269,7 @@ def _tenant_json(tenant: Tenant) -> dict[str, object]:
         "name": tenant.name,
         "weight": tenant.weight,
         **_limits(tenant),
+        "zero_retention": tenant.zero_retention,
         "created_at": tenant.created_at,
     }
 
@@ -247,12 +277,13 @@ def _tenant_json(tenant: Tenant) -> dict[str, object]:
 def _print_tenants(*rows: Tenant) -> None:
     names = [name.replace("_lines", "_requests").replace("_", " ") for name in LIMITS]
     print_table(
-        ("tenant", "weight", *names),
+        ("tenant", "weight", *names, "zero retention"),
         [
             (
                 tenant.name,
                 tenant.weight,
                 *(NONE if limit is None else limit for limit in _limits(tenant).values()),
+                "on" if tenant.zero_retention else "off",
             )
             for tenant in rows
         ],

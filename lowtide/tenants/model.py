@@ -21,13 +21,17 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant; `weight` is its share relative to other tenants with equally urgent work."""
+    """A tenant; `weight` is its share relative to other tenants with equally urgent work.
+
+    With `zero_retention` all its uploads are encrypted, and their keys destroyed with them.
+    """
 
     id: TenantId
     name: str
     weight: int
     limits: TenantLimits
     created_at: datetime
+    zero_retention: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,15 @@ def check_name(name: str, param: str) -> str:
 
 
 def differences(before: Tenant, after: Tenant) -> Mapping[str, tuple[int | None, int | None]]:
-    """Return the old and the new value of each changed limit, and of a changed weight, by name."""
-    old, new = ({"weight": tenant.weight, **asdict(tenant.limits)} for tenant in (before, after))
+    """Return the old and the new value of each changed limit, weight and option, by name."""
+    old, new = (
+        {
+            "weight": tenant.weight,
+            "zero_retention": tenant.zero_retention,
+            **asdict(tenant.limits),
+        }
+        for tenant in (before, after)
+    )
     return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
 
 

@@ -33,6 +33,7 @@ class TenantChanges:
 
     weight: int | None = None
     limits: Mapping[str, int | None] = field(default_factory=dict)
+    zero_retention: bool | None = None
 
     def apply(self, tenant: Tenant) -> Tenant:
         """Return the changed tenant; raises InvalidRequest for a number out of range."""
@@ -44,6 +45,9 @@ class TenantChanges:
         return replace(
             tenant,
             weight=tenant.weight if self.weight is None else self.weight,
+            zero_retention=(
+                tenant.zero_retention if self.zero_retention is None else self.zero_retention
+            ),
             limits=replace(tenant.limits, **self.limits),
         )
 
@@ -130,6 +134,8 @@ def told(changes: Mapping[str, tuple[int | None, int | None]]) -> Sequence[str]:
 
 
 def _format_value(value: int | None) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return "none" if value is None else f"{value:,}"
 
 

@@ -44,6 +44,10 @@ class TenantForm:
                     name: _figure(label, getattr(limits, name), "Empty: no limit", free=True)
                     for name, label in LIMITS.items()
                 }
+            self._zero_retention = ui.checkbox(
+                "Zero retention: encrypt every upload, and destroy its key with it",
+                value=tenant is not None and tenant.zero_retention,
+            )
             ui.label(
                 "Unfinished requests have no result yet; the limit covers all batches. Over the limit of "
                 "running requests, requests wait; over any other limit, the API responds with 429."
@@ -99,6 +103,7 @@ class TenantForm:
         return TenantChanges(
             _number(self._weight.value),
             {name: _number(field.value) for name, field in self._limits.items()},
+            bool(self._zero_retention.value),
         )
 
 

@@ -135,9 +135,9 @@ class Stage:
 @pytest.fixture
 def stage(api: Api, world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     settings = Settings(
-        database_url=world.database.url("worker"),
+        database_url=SecretStr(world.database.url("worker")),
         object_store_url=f"file://{api.objects}",
-        master_key=MASTER_KEY,
+        master_key=SecretStr(MASTER_KEY),
         max_attempts=2,
         retry_base=0.001,
         retry_cap=0.001,

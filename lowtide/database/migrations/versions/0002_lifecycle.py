@@ -91,7 +91,7 @@ CREATE TABLE data_keys (
 {isolated("data_keys")}
 GRANT SELECT, INSERT, DELETE ON data_keys TO lowtide_api;
 GRANT SELECT, DELETE ON data_keys TO lowtide_worker;
-GRANT SELECT, INSERT, UPDATE (wrapped) ON data_keys TO lowtide_operator;
+GRANT SELECT, INSERT, DELETE, UPDATE (wrapped) ON data_keys TO lowtide_operator;
 
 ALTER TABLE tenants ADD COLUMN zero_retention boolean NOT NULL DEFAULT false;
 GRANT SELECT (zero_retention) ON tenants TO lowtide_api;
