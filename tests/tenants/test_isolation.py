@@ -13,6 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from lowtide.core.ids import DEFAULT_TENANT, PartId, TenantId, UploadId, new_id
 from lowtide.core.pools import Pool
 from lowtide.database.connections import acting_for
+from lowtide.objects.data_keys import WrappedKey, add_key
+from lowtide.objects.names import DataKeyId
 from lowtide.queue.claims import Returned
 from lowtide.search.indexing import SearchIndexer
 from lowtide.uploads.model import Part, PartedUpload, UploadStatus
@@ -26,6 +28,7 @@ READABLE_BY_API = (
     "files", "batches", "requests", "queue", "claims", "results", "tallies", "request_events",
     "dead_letters", "outbox", "orphan_objects", "request_states", "batch_states", "batch_terms",
     "custom_ids", "search_backlog", "uploads", "upload_parts", "segments",
+    "data_keys",
 )  # fmt: skip
 # Workers do not read it; test_usage.py tests it.
 READABLE_BY_API_ALONE = "request_rates"
@@ -59,6 +62,8 @@ def _fill(world: World, tenant: TenantId) -> None:
         "INSERT INTO orphan_objects VALUES (:key, :tenant, now())", key=str(tenant), tenant=tenant
     )
     _upload(world, tenant)
+    with acting_for(world.api, tenant) as connection:
+        add_key(connection, WrappedKey(DataKeyId(tenant, new_id()), b"wrapped"))
     world.run(
         "INSERT INTO segments (batch_id, number, tenant_id, first_line, lines, index_start, index_end) "
         "VALUES (:batch, 1, :tenant, 1, 8, 0, 0)",
