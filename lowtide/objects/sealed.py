@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
@@ -100,7 +101,7 @@ class SealedObjects:
         size = 0
         for piece in self._store.stream(key, begin, stop):
             size += len(piece)
-            yield opener.add(piece)
+            yield from opener.add(piece)
         if size or not first:
             yield opener.end(last=None if stop is not None and size == stop - begin else True)
         else:
@@ -118,8 +119,9 @@ class SealedWriter:
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
-        if self._sealer is not None and (sealed := self._sealer.add(data)):
-            self._writer.write(sealed)
+        if self._sealer is not None:
+            for sealed in self._sealer.add(data):
+                self._writer.write(sealed)
 
     def __enter__(self) -> Self:
         self._sealer = Sealer(self._data_key(), self._key.encode())
@@ -167,20 +169,17 @@ class _Reads:
     def open(self, data_key: bytes, key: str, blobs: Sequence[bytes]) -> Sequence[bytes]:
         """Return the bytes of each range out of the encrypted ones; raises Damaged."""
         header, *sealed = blobs
+        opener = Opener(data_key, key.encode(), header)
         texts = [
-            (run[0] * SEGMENT, self._text(data_key, key, header, run, blob))
+            # Where there is no segment, the range is beyond the object's end.
+            (run[0] * SEGMENT, opener.run(run[0], blob, len(run)) if blob or not run[0] else b"")
             for run, blob in zip(self._runs, sealed, strict=True)
         ]
         return [self._cut(texts, start, length) for start, length in self._ranges]
 
     @staticmethod
-    def _text(data_key: bytes, key: str, header: bytes, run: list[int], blob: bytes) -> bytes:
-        opener = Opener(data_key, key.encode(), header, run[0])
-        return opener.run(blob, len(run)) if blob or not run[0] else b""
-
-    @staticmethod
     def _cut(texts: Sequence[tuple[int, bytes]], start: int, length: int) -> bytes:
-        for begin, text in reversed(texts):
-            if length and begin <= start:
-                return text[start - begin : start - begin + length]
-        return b""
+        if not length:
+            return b""
+        begin, text = texts[bisect_right(texts, start, key=lambda pair: pair[0]) - 1]
+        return text[start - begin : start - begin + length]

@@ -40,11 +40,11 @@ class _Segments:
         derived = HKDF(SHA256(), KEY_BYTES, salt, _INFO + name).derive(data_key)
         self._cipher = AESGCM(derived)
 
-    def seal(self, number: int, data: memoryview, *, last: bool) -> bytes:
+    def seal(self, number: int, data: memoryview | bytes, *, last: bool) -> bytes:
         """Encrypt a segment."""
         return self._cipher.encrypt(_nonce(number, last=last), data, None)
 
-    def open(self, number: int, data: memoryview, *, last: bool | None) -> bytes:
+    def open(self, number: int, data: memoryview | bytes, *, last: bool | None) -> bytes:
         """Decrypt a segment; None accepts one that may be the last or not. Raises Damaged."""
         for is_last in (False, True) if last is None else (last,):
             try:
@@ -58,41 +58,53 @@ def _nonce(number: int, *, last: bool) -> bytes:
     return number.to_bytes(8) + last.to_bytes(4)
 
 
+class _Cutter:
+    """Cuts bytes that arrive in pieces into equal ones; the last waits, as it may be the end."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._waiting = b""
+
+    def cut(self, data: bytes) -> Iterator[memoryview | bytes]:
+        """Yield the pieces after which at least a byte follows."""
+        waiting, size = self._waiting, self._size
+        # Only a piece that spans two arrivals is copied.
+        start = min(size - len(waiting), len(data)) if waiting else 0
+        if waiting:
+            waiting += data[:start]
+            if start < len(data):
+                yield waiting
+                waiting = b""
+        view = memoryview(data)
+        while len(view) - start > size:
+            yield view[start : start + size]
+            start += size
+        self._waiting = waiting + data[start:]
+
+    def end(self) -> bytes:
+        """Return what waits."""
+        return self._waiting
+
+
 class Sealer:
-    """Encrypts an object as it is written: the header, the bytes of `add`, and those of `end`."""
+    """Encrypts an object as it is written: the header, the segments of `add`, and that of `end`."""
 
     def __init__(self, data_key: bytes, name: bytes) -> None:
         salt = os.urandom(HEADER - len(_MAGIC))
         self.header = _MAGIC + salt
         self._segments = _Segments(data_key, name, salt)
+        self._cutter = _Cutter(SEGMENT)
         self._number = 0
-        self._pending = bytearray()
 
-    def add(self, data: bytes) -> bytes:
-        """Return the segments that `data` completes."""
-        self._pending += data
-        # The last segment is known only at the end: one always waits.
-        complete = max(len(self._pending) - 1, 0) // SEGMENT
-        if not complete:
-            return b""
-        with memoryview(self._pending) as view:
-            sealed = [
-                self._seal(view[number * SEGMENT : (number + 1) * SEGMENT])
-                for number in range(complete)
-            ]
-        del self._pending[: complete * SEGMENT]
-        return b"".join(sealed)
+    def add(self, data: bytes) -> Iterator[bytes]:
+        """Yield the segments that `data` completes."""
+        for piece in self._cutter.cut(data):
+            yield self._segments.seal(self._number, piece, last=False)
+            self._number += 1
 
     def end(self) -> bytes:
         """Return the last segment."""
-        with memoryview(self._pending) as view:
-            return self._seal(view, last=True)
-
-    def _seal(self, data: memoryview, *, last: bool = False) -> bytes:
-        with data:
-            sealed = self._segments.seal(self._number, data, last=last)
-        self._number += 1
-        return sealed
+        return self._segments.seal(self._number, self._cutter.end(), last=True)
 
 
 class Opener:
@@ -102,32 +114,24 @@ class Opener:
         if len(header) != HEADER or not header.startswith(_MAGIC):
             raise Damaged("The object has no header of an encrypted object: restore it.")
         self._segments = _Segments(data_key, name, header[len(_MAGIC) :])
+        self._cutter = _Cutter(SEALED_SEGMENT)
         self._number = number
-        self._pending = bytearray()
 
-    def add(self, data: bytes) -> bytes:
-        """Return the segments that `data` completes; the last one waits for `end`."""
-        self._pending += data
-        complete = max(len(self._pending) - 1, 0) // SEALED_SEGMENT
-        if not complete:
-            return b""
-        size = complete * SEALED_SEGMENT
-        with memoryview(self._pending) as view:
-            opened = [
-                self._open(view[at : at + SEALED_SEGMENT], last=False)
-                for at in range(0, size, SEALED_SEGMENT)
-            ]
-        del self._pending[:size]
-        return b"".join(opened)
+    def add(self, data: bytes) -> Iterator[bytes]:
+        """Yield the segments that `data` completes; the last one waits for `end`."""
+        for piece in self._cutter.cut(data):
+            yield self._open(piece, last=False)
 
     def end(self, *, last: bool | None = True) -> bytes:
         """Return the remaining segment; `last` is None if the object may go on after it."""
-        if last is None and len(self._pending) < SEALED_SEGMENT:
+        data = self._cutter.end()
+        if last is None and len(data) < SEALED_SEGMENT:
             last = True
-        return self._open(memoryview(bytes(self._pending)), last=last)
+        return self._open(data, last=last)
 
-    def run(self, data: bytes, count: int) -> bytes:
-        """Return a run of `count` segments; fewer, or a short one, must be the object's last."""
+    def run(self, number: int, data: bytes, count: int) -> bytes:
+        """Return `count` segments from `number` on; fewer, or a short one, must be the last ones."""
+        self._number = number
         view = memoryview(data)
         ends = len(view) < count * SEALED_SEGMENT
         starts = range(0, max(len(view), 1), SEALED_SEGMENT)
@@ -136,9 +140,8 @@ class Opener:
         opened.append(self._open(final, last=True if ends else None))
         return b"".join(opened)
 
-    def _open(self, data: memoryview, *, last: bool | None) -> bytes:
-        with data:
-            opened = self._segments.open(self._number, data, last=last)
+    def _open(self, data: memoryview | bytes, *, last: bool | None) -> bytes:
+        opened = self._segments.open(self._number, data, last=last)
         self._number += 1
         return opened
 
@@ -146,7 +149,7 @@ class Opener:
 def seal_text(data_key: bytes, name: bytes, text: bytes) -> bytes:
     """Encrypt a text for a column: the mark, then Base64 without padding."""
     sealer = Sealer(data_key, name)
-    sealed = sealer.header + sealer.add(text) + sealer.end()
+    sealed = b"".join([sealer.header, *sealer.add(text), sealer.end()])
     return MARK.encode() + b64encode(sealed).rstrip(b"=")
 
 
@@ -161,7 +164,7 @@ def open_text(data_key: bytes, name: bytes, pieces: Iterable[str]) -> Iterator[s
             opener = Opener(data_key, name, waiting[:HEADER])
             waiting = waiting[HEADER:]
         if opener is not None:
-            yield decode(opener.add(waiting))
+            yield from map(decode, opener.add(waiting))
             waiting = b""
     if opener is None:
         raise Damaged("The encrypted text was cut: restore the database.")
