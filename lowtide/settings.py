@@ -163,7 +163,7 @@ class Settings(BaseSettings):
     master_key: MasterKey = Field(
         default=SecretStr(""),
         description="Key that wraps the data keys of zero retention: 32 bytes in Base64, from `openssl "
-        "rand -base64 32`. Unset: no zero retention. See [security.md](security.md).",
+        "rand -base64 32`. Unset: no zero retention. See [zero-retention.md](zero-retention.md).",
     )
     master_key_previous: MasterKey = Field(
         default=SecretStr(""),
