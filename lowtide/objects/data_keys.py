@@ -32,15 +32,17 @@ INSERT INTO data_keys (id, tenant_id, wrapped) VALUES (:id, :tenant, :wrapped)
 _GET = text("SELECT wrapped FROM data_keys WHERE id = :id AND tenant_id = :tenant")
 _DESTROY = text("DELETE FROM data_keys WHERE id = ANY(:ids)")
 # A file's key stays while an active batch reads it, a batch's while it is active or has a file.
-_DESTROY_UNUSED = text("""
+# Scalar subqueries stay lookups by key, where NOT EXISTS would become joins with whole tables.
+DESTROY_UNUSED = """
 DELETE FROM data_keys k WHERE id = ANY(:ids)
-  AND NOT EXISTS (SELECT FROM files WHERE id = k.id)
-  AND NOT EXISTS (SELECT FROM batches WHERE input_file_id = k.id
-    AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
-  AND NOT EXISTS (SELECT FROM batches WHERE id = k.id
+  AND (SELECT 1 FROM files WHERE id = k.id) IS NULL
+  AND (SELECT 1 FROM batches WHERE input_file_id = k.id
+    AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling') LIMIT 1) IS NULL
+  AND (SELECT 1 FROM batches WHERE id = k.id
     AND (status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
-      OR output_file_id IS NOT NULL OR error_file_id IS NOT NULL))
-""")
+      OR output_file_id IS NOT NULL OR error_file_id IS NOT NULL)) IS NULL
+"""
+_DESTROY_UNUSED = text(DESTROY_UNUSED)
 _PAGE = text("""
 SELECT id, tenant_id, wrapped FROM data_keys
 WHERE cast(:after AS uuid) IS NULL OR id > :after ORDER BY id LIMIT :limit FOR UPDATE
