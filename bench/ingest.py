@@ -33,7 +33,8 @@ STEPS = "bench.ingest_steps"
 LINE_BYTES = 600
 BOUNDARY = "bench-ingest-boundary"
 UPLOAD_SECONDS, UPLOAD_MEGABYTES = 3.0, 200.0
-SPLIT_RATE, SPLIT_RATIO, FINALIZE_RATE = 60_000, 0.5, 80_000
+SPLIT_RATE, SPLIT_RATIO, FINALIZE_RATE, SEGMENTED_RATIO = 60_000, 0.5, 80_000, 0.8
+SEGMENTS = 4
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -114,6 +115,12 @@ def measure(stage: Stage, path: Path, lines: int, runs: int) -> dict[str, Any]:
     found["split"] = median(runs, lambda: step("split", batch(), stage.url("owner")))
     if path.stat().st_size <= lines * LINE_BYTES:  # finalizing does not depend on the line size
         found["finalize"] = median(runs, lambda: step("finalize", step("drain", batch())["batch"]))
+        large = step("enlarge", step("drain", batch())["batch"], str(SEGMENTS))["batch"]
+        whole = step("finalize", large)
+        # Beside the others, the figures are of a segment.
+        found["segmented"] = whole | {
+            name: whole[name] / SEGMENTS for name in ("seconds", "cpu", "copy")
+        }
     return found
 
 
@@ -145,6 +152,8 @@ def missed(figures: dict[str, dict[str, Any]]) -> list[str]:
         and rows["split"]["copy"] / rows["split"]["seconds"] < SPLIT_RATIO,
         "finalize rate": "finalize" in rows
         and 50_000 / rows["finalize"]["seconds"] < FINALIZE_RATE,
+        "segmented rate": "segmented" in rows
+        and rows["finalize"]["seconds"] / rows["segmented"]["seconds"] < SEGMENTED_RATIO,
     }
     return [name for name, over in bars.items() if over]
 

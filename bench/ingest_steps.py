@@ -4,8 +4,10 @@
     python -m bench.ingest_steps create FILE_ID
     python -m bench.ingest_steps queue BATCH_ID
     python -m bench.ingest_steps validate FILE
+    python -m bench.ingest_steps segments BATCH_ID
     python -m bench.ingest_steps split BATCH_ID OWNER_URL
     python -m bench.ingest_steps drain BATCH_ID
+    python -m bench.ingest_steps enlarge BATCH_ID SEGMENTS
     python -m bench.ingest_steps finalize BATCH_ID
 
 Prints its figures as one JSON line.
@@ -58,6 +60,23 @@ DRAIN = """
 UPDATE batches SET status = 'finalizing', finalizing_at = now(), drained_at = now()
 WHERE id = :batch
 """
+# Repeats the requests of a drained batch, a segment for each time.
+ENLARGE = (
+    """INSERT INTO requests (batch_id, tenant_id, line, start, length, checksum, custom_id)
+       SELECT batch_id, tenant_id, line + :offset, start, length, checksum, custom_id || '-' || cast(:number AS text)
+       FROM requests WHERE batch_id = :batch AND line <= :lines""",
+    """INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
+         output_tokens, status_code, attempts, interruptions, succeeded, escalated, dead_lettered, pool,
+         request_id, body)
+       SELECT batch_id, tenant_id, lease_id, started_at, finished_at, line + :offset, input_tokens,
+         output_tokens, status_code, attempts, interruptions, succeeded, escalated, dead_lettered, pool,
+         request_id, body
+       FROM results WHERE batch_id = :batch AND line <= :lines""",
+    """INSERT INTO segments (batch_id, number, tenant_id, first_line, lines, index_start, index_end,
+         split_at)
+       SELECT id, :number, tenant_id, :offset + 1, :lines, 0, 0, now() FROM batches WHERE id = :batch
+       ON CONFLICT DO NOTHING""",
+)
 # COPY takes no parameters.
 RESULTS = """
 COPY (SELECT r.line, r.custom_id, f.status_code, f.request_id, f.body
@@ -90,11 +109,17 @@ def validate(path: str) -> dict[str, Any]:
 
 def upload(path: str) -> dict[str, Any]:
     """Store a file."""
-    with Path(path).open("rb") as file, APP.services.files.upload(DEFAULT_TENANT) as stream:
+    found: dict[str, Any] = {}
+    with (
+        Path(path).open("rb") as file,
+        measured(found),
+        APP.services.files.upload(DEFAULT_TENANT) as stream,
+    ):
         for block in iter(lambda: file.read(1 << 20), b""):
             stream.write(block)
         stored = stream.finish("bench.jsonl", "batch")
-    return {"file": format_file_id(stored.id)}
+    assert stored.segments is not None, stored.status_details
+    return found | {"file": format_file_id(stored.id)}
 
 
 def create(file: str) -> dict[str, Any]:
@@ -106,16 +131,24 @@ def create(file: str) -> dict[str, Any]:
 def queue(name: str) -> dict[str, Any]:
     """Split a new batch."""
     batch = _batch(name)
-    APP.splitter.split(batch)
+    _split(batch)
     return {"batch": str(batch)}
+
+
+def segments(name: str) -> dict[str, Any]:
+    """Split every segment of a new batch, one after the other."""
+    found: dict[str, Any] = {}
+    with measured(found):
+        figures = _split(_batch(name))
+    return found | figures
 
 
 def split(name: str, owner_url: str) -> dict[str, Any]:
     """Split a new batch, then copy the same rows into empty tables of the same shape."""
-    batch, splitter = _batch(name), APP.splitter
+    batch = _batch(name)
     found: dict[str, Any] = {}
     with measured(found):
-        splitter.split(batch)
+        _split(batch)
     rows = {table: _rows(table, batch) for table in TABLES}
     found["lines"] = rows["queue"].count(b"\n")
     owner = connect(owner_url)
@@ -138,7 +171,7 @@ def split(name: str, owner_url: str) -> dict[str, Any]:
 def drain(name: str) -> dict[str, Any]:
     """Split a new batch, and insert a result for each request."""
     batch = _batch(name)
-    APP.splitter.split(batch)
+    _split(batch)
     body = (BODY % "").encode()
     parameters = {"batch": batch, "body": BODY % ("x" * (BODY_BYTES - len(body)))}
     with APP.database.begin() as connection:
@@ -148,13 +181,29 @@ def drain(name: str) -> dict[str, Any]:
     return {"batch": name}
 
 
+def enlarge(name: str, segments: str) -> dict[str, Any]:
+    """Make a drained batch one of several segments, each as large as it was."""
+    batch = _batch(name)
+    with APP.database.begin() as connection:
+        count = text("SELECT total FROM batches WHERE id = :batch")
+        lines: int = connection.execute(count, {"batch": batch}).scalar_one()
+        for number in range(1, int(segments) + 1):
+            for statement in ENLARGE if number > 1 else ENLARGE[2:]:
+                parameters = {"batch": batch, "lines": lines, "number": number}
+                connection.execute(text(statement), parameters | {"offset": (number - 1) * lines})
+        total = text("UPDATE batches SET total = :total WHERE id = :batch")
+        connection.execute(total, {"batch": batch, "total": lines * int(segments)})
+    return {"batch": name}
+
+
 def finalize(name: str) -> dict[str, Any]:
-    """Finalize a drained batch, then copy the same columns out."""
+    """Finalize a drained batch segment by segment, then copy the same columns out."""
     batch, finalizer = _batch(name), APP.finalizer
     found: dict[str, Any] = {}
     assert _completed(batch) == 0
     with measured(found):
-        finalizer.finalize(batch)
+        while not _completed(batch):
+            finalizer.finalize(batch)
     found["lines"] = _completed(batch)
     out, began = io.BytesIO(), time.perf_counter()
     with APP.database.begin() as connection:
@@ -162,6 +211,19 @@ def finalize(name: str) -> dict[str, Any]:
     found["copy"] = time.perf_counter() - began
     assert out.getvalue().count(b"\n") == found["lines"]
     return found
+
+
+def _split(batch: BatchId) -> dict[str, float]:
+    """Split all segments of a batch; return their number, and the seconds of the first."""
+    began, splitter = time.perf_counter(), APP.splitter
+    splitter.split(batch)
+    first = time.perf_counter() - began
+    with APP.database.begin() as connection:
+        query = text("SELECT number FROM segments WHERE batch_id = :batch AND split_at IS NULL")
+        waiting = sorted(connection.execute(query, {"batch": batch}).scalars())
+    for number in waiting:
+        splitter.split_segment(batch, number)
+    return {"first": first, "segments": 1 + len(waiting)}
 
 
 def _cursor(connection: Connection) -> Any:
@@ -200,8 +262,10 @@ if __name__ == "__main__":
         "create": create,
         "queue": queue,
         "validate": validate,
+        "segments": segments,
         "split": split,
         "drain": drain,
+        "enlarge": enlarge,
         "finalize": finalize,
     }
     print(json.dumps(steps[step](*arguments)))

@@ -1,6 +1,6 @@
 """The queue: lines claimed and completed a second, and how long a claim takes.
 
-    python -m bench.queue [--quick] [--size N] [--seconds S]
+    python -m bench.queue [--quick] [--size N] [--seconds S] [--partitions N]
 
 Several processes claim sets of requests and settle them with results of 300 bytes, as workers with
 a no-op engine would, on an embedded PostgreSQL with durable settings. During `pinned` runs an open
@@ -82,6 +82,17 @@ def measure(
         "server_us_a_line": round(server / lines * 1e6, 1),
         "drained": lines,
     }
+
+
+def partition(worker: Engine, days: int) -> None:
+    """Make partitions of as many days as a database has after a month, in the days to come."""
+    with worker.begin() as connection:
+        connection.execute(
+            text(
+                "SELECT make_partitions(first_id(current_date + n)) FROM generate_series(1, :days - 1) n"
+            ),
+            {"days": days},
+        )
 
 
 @contextmanager
@@ -197,9 +208,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only 50,000 requests")
     parser.add_argument("--size", type=int, default=200, help="requests per claim")
     parser.add_argument("--seconds", type=float, default=10.0, help="max duration of a drain")
+    parser.add_argument("--partitions", type=int, default=40, help="days with a partition")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage:
         owner, worker = connect(stage.url("owner")), connect(stage.url("worker"))
+        partition(worker, given.partitions)
         runs, copy = [], 0
         for what in scenarios(quick=given.quick):
             runs.append(measure(stage, owner, what, given.size, given.seconds))

@@ -29,11 +29,18 @@ ROOT = Path(__file__).resolve().parent.parent
 class Stage:
     """An embedded, migrated PostgreSQL with durable settings, and a directory as object store.
 
-    `settings` are further server settings.
+    `settings` are further server settings, `variables` those of our processes.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] = {}) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, str] = {},
+        *,
+        variables: Mapping[str, str] = {},
+    ) -> None:
         self.folder = folder
+        self._variables = variables
         self.secrets: Secrets = read_or_create(folder)
         self.server = EmbeddedPostgres(
             folder, password=self.secrets.passwords[SUPERUSER], settings=settings
@@ -61,6 +68,7 @@ class Stage:
             "LOWTIDE_DATABASE_URL": self.url(role),
             "LOWTIDE_API_KEY_PEPPER": self.secrets.api_key_pepper,
             "LOWTIDE_OBJECT_STORE_URL": f"file://{self.folder}/objects",
+            **self._variables,
         }
 
     @contextmanager

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     Json = Mapping[str, Any]
 
 _ROOT = "Extension"
+_TRANSFERS_HEAD = """## Presigned transfers
+
+`POST /v1/uploads` with the `transfer` `presigned` returns an Upload with the `x_lowtide` of UploadExtension, and
+`GET /v1/files/{file_id}/content?presign=SECONDS` a PresignedContent: [large-files.md](large-files.md).
+"""
+_TRANSFERS = ["UploadExtension", "PresignedContent"]
 # OpenAI documents these.
 _OPENAI = {"Batch", "Error"}
 _HEAD = """# x_lowtide and other extensions
@@ -37,13 +43,16 @@ def page() -> str:
     spec = document(ALL)
     schemas = spec["components"]["schemas"]
     own = list(_reachable(schemas, [_ROOT]))
+    transfers = list(_reachable(schemas, _TRANSFERS))
     routes = sorted(_routes(spec["paths"]), key=lambda route: route[0].split()[1])
     used = [name for _, operation in routes for name in _references(operation)]
-    others = [name for name in _reachable(schemas, used) if name not in own]
+    others = [name for name in _reachable(schemas, used) if name not in (*own, *transfers)]
     parts = [
         _HEAD,
         "## x_lowtide\n\nEvery Batch object has one; its fields are those of Extension.\n",
         *(_object(schemas, name) for name in own),
+        _TRANSFERS_HEAD,
+        *(_object(schemas, name) for name in transfers),
         "## Routes\n",
         *(_route(heading, operation) for heading, operation in routes),
         "## Objects of these routes\n",

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import text
 
 from lowtide.cli import client as api
+from lowtide.cli.output import ERR
+from lowtide.cli.progress import UploadProgress
 from lowtide.engines.model import EngineRequest
 from lowtide.engines.outcomes import Answered
 from lowtide.engines.simulated import SimulatedEngine
@@ -206,7 +208,10 @@ def _run(clients: dict[str, OpenAI], folder: Path, seconds: float) -> None:
 def _submit(clients: dict[str, OpenAI], folder: Path, place: int, job: Job) -> str:
     path = folder / f"{job.user}-{place}.jsonl"
     path.write_text("".join(f"{line}\n" for line in request_lines(job)))
-    batch = api.submit(clients[job.tenant], path, window=job.window, user=job.user)
+    progress = UploadProgress(ERR)
+    batch = api.submit(
+        clients[job.tenant], path, window=job.window, user=job.user, progress=progress
+    )
     print(batch.id, path.name)  # noqa: T201
     return batch.id
 

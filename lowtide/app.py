@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from flask import current_app, has_app_context
@@ -27,12 +28,16 @@ if TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy import Engine
 
-    from lowtide.batches.answers import Answers
+    from lowtide.batches.sealed_answers import Answers
+    from lowtide.buckets.remote import RemoteBuckets
+    from lowtide.buckets.service import Buckets
     from lowtide.core.pools import Pool
     from lowtide.events.model import EventSink
     from lowtide.objects.data_keys import DataKeys
     from lowtide.objects.joined import JoinedObjects
+    from lowtide.pipeline.exports import Exporter
     from lowtide.pipeline.finalize import Finalizer
+    from lowtide.pipeline.imports import Importer
     from lowtide.pipeline.split import Splitter
     from lowtide.scheduler.pauses import Pools
     from lowtide.scheduler.tick import Scheduler
@@ -148,7 +153,7 @@ class App:
     @cached_property
     def answers(self) -> Answers:
         """The encryption of the answers of batches with zero retention."""
-        from lowtide.batches.answers import Answers
+        from lowtide.batches.sealed_answers import Answers
 
         return Answers(self.data_keys.get)
 
@@ -166,14 +171,52 @@ class App:
     @cached_property
     def splitter(self) -> Splitter:
         """The splitter of input files."""
-        from lowtide.pipeline.split import SplitStore, Splitter
+        from lowtide.pipeline.split import Splitter
+        from lowtide.pipeline.split_store import SplitStore
 
         return Splitter(
-            SplitStore(self.database),
+            SplitStore(self.database, new_id=new_id),
             self.objects,
             line_limits(self.settings),
+            self.publisher,
+            keep_alive=self.settings.stalled_after / 4,
             tracer=self.tracer,
         )
+
+    @cached_property
+    def importer(self) -> Importer:
+        """The importer of input files from buckets."""
+        from lowtide.buckets.store import BucketStore
+        from lowtide.pipeline.imports import Importer, ImportStore
+
+        return Importer(
+            ImportStore(self.database, self.services.admission),
+            BucketStore(self.database),
+            self._remote_buckets(),
+            self.services.files,
+            tracer=self.tracer,
+        )
+
+    @cached_property
+    def exporter(self) -> Exporter:
+        """The exporter of results to buckets."""
+        from lowtide.buckets.store import BucketStore
+        from lowtide.pipeline.exports import Exporter, ExportStore
+
+        return Exporter(
+            ExportStore(self.database),
+            BucketStore(self.database),
+            self._remote_buckets(),
+            self.objects,
+            tracer=self.tracer,
+        )
+
+    def _remote_buckets(self) -> RemoteBuckets:
+        from lowtide.buckets.remote import RemoteBuckets
+
+        settings = self.settings
+        path = Path(settings.bucket_credentials) if settings.bucket_credentials else None
+        return RemoteBuckets(path, own_url=settings.object_store_url)
 
     @cached_property
     def finalizer(self) -> Finalizer:
@@ -182,7 +225,7 @@ class App:
         from lowtide.pipeline.finalize import Finalizer
 
         return Finalizer(
-            FinalStore(self.database),
+            FinalStore(self.database, data_kept=self.settings.batch_retention),
             self.objects,
             self.publisher,
             new_id=new_id,
@@ -193,7 +236,11 @@ class App:
     @cached_property
     def scheduler(self) -> Scheduler:
         """The scheduler, which runs ticks."""
+        from lowtide.batches.erasure import Eraser
         from lowtide.queue.rates import RateStore
+        from lowtide.retention.partitions import PartitionStore
+        from lowtide.retention.service import Retention, RetentionRules
+        from lowtide.retention.store import RetentionStore
         from lowtide.scheduler.plan import PlanStore
         from lowtide.scheduler.samples import SampleRecorder
         from lowtide.scheduler.sweep import SweepStore
@@ -215,6 +262,12 @@ class App:
             RateStore(self.database),
             SampleRecorder(self.database),
             SearchIndexer(self.database),
+            Retention(
+                PartitionStore(self.database),
+                RetentionStore(self.database),
+                RetentionRules(settings.batch_retention, settings.record_retention),
+            ),
+            Eraser(self.database),
             self.objects,
             self.publisher,
             rules,
@@ -286,6 +339,14 @@ class App:
         pepper = settings.api_key_pepper.get_secret_value()
         registry = TenantStore(self.database, pepper=pepper)
         return Tenancy(registry, defaults, actor=actor, new_id=new_id, new_key=new_key, clock=now)
+
+    def buckets(self, actor: str) -> Buckets:
+        """Return the service that registers buckets; it records `actor` in the audit log."""
+        from lowtide.buckets.service import Buckets
+        from lowtide.buckets.store import BucketStore
+
+        own_url = self.settings.object_store_url
+        return Buckets(BucketStore(self.database), own_url=own_url, actor=actor)
 
     @cached_property
     def pools(self) -> Pools:

@@ -20,6 +20,7 @@ from lowtide.files import api as files_api
 from lowtide.http import types
 from lowtide.http.application import Application, json_response
 from lowtide.http.operations import IDEMPOTENCY_KEY, Operation, Parameter, Route
+from lowtide.objects.presigned import MAX_SIGNED_SECONDS
 from lowtide.reruns import api as reruns_api
 from lowtide.search import api as search_api
 from lowtide.uploads import api as uploads_api
@@ -181,6 +182,12 @@ _FORM = {
 _RANGE = Parameter(
     "Range", "A single byte range, such as `bytes=0-99`.", {"type": "string"}, "header"
 )
+_PRESIGN = Parameter(
+    "presign",
+    "Return JSON with URLs of the object store that are valid for so many seconds: a "
+    "`PresignedContent` object.",
+    {"type": "integer", "minimum": 1, "maximum": MAX_SIGNED_SECONDS},
+)
 
 UPLOAD = (
     Route(
@@ -276,12 +283,14 @@ READ = (
         files_api.file_content,
         Operation(
             "getFileContent",
-            "Download a file or one byte range of it.",
+            "Download a file or one byte range of it. The response may be a redirect to the object "
+            "store.",
             None,
             media="application/jsonl",
-            parameters=(_RANGE,),
+            parameters=(_RANGE, _PRESIGN),
             errors=(404, 416),
             partial=True,
+            presigned=types.PresignedContent,
         ),
     ),
     Route(
@@ -369,7 +378,8 @@ READ = (
         Operation(
             "listResults",
             "Read results while the batch runs, in the order of their commits, as NDJSON in the "
-            "format of the output file. A page of long results has fewer than `limit`.",
+            "format of the output file. A page of long results has fewer than `limit`. Once the output "
+            "or the error file of the batch is deleted, the code is `answers_deleted`.",
             None,
             media="application/x-ndjson",
             parameters=(

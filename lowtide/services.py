@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from lowtide.batches.admission import AdmissionPolicy
-    from lowtide.batches.answers import Answers
     from lowtide.batches.browsing import BatchBrowser, BatchCancellation, BatchLists
     from lowtide.batches.forecast import Forecaster
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.batches.service import Batches, Requests
     from lowtide.batches.workload import Fleet
     from lowtide.core.ids import TenantId
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from lowtide.engines.catalog import ModelCatalog
     from lowtide.events.publisher import Publisher
     from lowtide.explain.service import Explainer
+    from lowtide.files.presigned import PresignedDownloads
     from lowtide.files.service import Files
     from lowtide.objects.data_keys import DataKeys, WrappedKey
     from lowtide.objects.joined import JoinedObjects
+    from lowtide.objects.presigned import Presigner
     from lowtide.planning.demand import Capacity, PoolScale
     from lowtide.reruns.service import Reruns
     from lowtide.search.service import Search
@@ -132,17 +134,50 @@ class Services:
         )
 
     @cached_property
+    def presigned_downloads(self) -> PresignedDownloads:
+        """The service that returns URLs of files in the object store."""
+        from lowtide.files.presigned import PresignedDownloads
+        from lowtide.files.store import FileStore
+
+        return PresignedDownloads(
+            FileStore(self._database),
+            self._objects(),
+            self._presigner,
+            redirects=self._settings.presigned_downloads,
+            clock=now,
+        )
+
+    @cached_property
+    def _presigner(self) -> Presigner:
+        from lowtide.objects.presigned import Presigner
+
+        return Presigner(self._settings.object_store_url, self._settings.object_store_public_url)
+
+    @cached_property
     def uploads(self) -> Uploads:
         """The service that makes files of uploads in parts."""
         from lowtide.files.store import FileStore
+        from lowtide.uploads.presigned import PresignedUploads
         from lowtide.uploads.service import Uploads
         from lowtide.uploads.store import UploadStore
 
+        uploads, files = UploadStore(self._database), FileStore(self._database)
+        presigned = PresignedUploads(
+            uploads,
+            files,
+            self._objects(),
+            self._presigner,
+            file_expiry=self._settings.file_expiry,
+            max_lines=self._settings.max_batch_lines,
+            new_id=new_id,
+            clock=now,
+        )
         return Uploads(
-            UploadStore(self._database),
-            FileStore(self._database),
+            uploads,
+            files,
             self.files,
             self._objects(),
+            presigned,
             new_id=new_id,
             clock=now,
             new_key=self._new_key,
@@ -153,6 +188,7 @@ class Services:
         """The service that creates, reads and cancels batches."""
         from lowtide.batches.service import Batches, BatchRules
         from lowtide.batches.store import BatchStore
+        from lowtide.buckets.store import BucketStore
         from lowtide.files.store import FileStore
 
         settings = self._settings
@@ -161,11 +197,12 @@ class Services:
             settings.shortest_window,
             settings.longest_window,
             self.prices,
-            self._admission,
+            self.admission,
         )
         return Batches(
             BatchStore(self._database),
             FileStore(self._database),
+            BucketStore(self._database),
             self._publisher,
             self.forecaster,
             rules,
@@ -178,12 +215,16 @@ class Services:
     @cached_property
     def requests(self) -> Requests:
         """The requests and results of batches."""
+        from lowtide.batches.answers import AnswerReader
         from lowtide.batches.request_store import RequestStore
         from lowtide.batches.service import Requests
         from lowtide.batches.store import BatchStore
 
         return Requests(
-            BatchStore(self._database), RequestStore(self._database), answers=self._answers
+            BatchStore(self._database),
+            RequestStore(self._database),
+            AnswerReader(self._objects()),
+            answers=self._answers,
         )
 
     @cached_property
@@ -191,7 +232,11 @@ class Services:
         """The forecaster of batch completion times."""
         from lowtide.batches.forecast import Forecaster, WorkloadStore
 
-        return Forecaster(WorkloadStore(self._database), fleet(self._settings))
+        return Forecaster(
+            WorkloadStore(self._database),
+            fleet(self._settings),
+            data_kept=self._settings.batch_retention,
+        )
 
     @cached_property
     def prices(self) -> Prices:
@@ -328,7 +373,7 @@ class Services:
             file_expiry=settings.file_expiry,
             prices=self.prices,
             closed=frozenset(pool for pool, count in replicas.items() if not count),
-            admission=self._admission,
+            admission=self.admission,
         )
         return Copies(
             FileStore(self._database),
@@ -342,7 +387,7 @@ class Services:
 
     @property
     def _answers(self) -> Answers:
-        from lowtide.batches.answers import Answers
+        from lowtide.batches.sealed_answers import Answers
 
         return Answers(lambda key: self._data_keys().get(key))
 
@@ -350,7 +395,8 @@ class Services:
         return self._data_keys().make(tenant, owner)
 
     @property
-    def _admission(self) -> AdmissionPolicy:
+    def admission(self) -> AdmissionPolicy:
+        """The policy for deadlines that capacity cannot meet."""
         from lowtide.batches.admission import AdmissionPolicy
 
         settings = self._settings

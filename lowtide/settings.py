@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -156,6 +157,22 @@ class Settings(BaseSettings):
     object_store_url: str = Field(
         default="",
         description="Object store: `file:///path`, `s3://bucket/prefix`, `gs://…` or `az://…`.",
+    )
+    object_store_public_url: WebAddress | None = Field(
+        default=None,
+        description="Endpoint of the object store for presigned URLs, if clients reach it at another "
+        "address than this process: `https://s3.example.com`. It replaces the clouds' usual "
+        "environment variables, and signatures cover its host.",
+    )
+    presigned_downloads: bool = Field(
+        default=False,
+        description="Answer downloads of files with a redirect to a presigned URL of the object store, "
+        "where a file is one object there. Needs a bucket.",
+    )
+    bucket_credentials: str = Field(
+        default="",
+        description="Path of a TOML file with named credentials of registered buckets. Unset: only those of the "
+        "environment, under the name `default`. See [buckets.md](buckets.md).",
     )
     api_key_pepper: SecretStr = Field(
         default=SecretStr(""), description="Secret key for hashing API keys."
@@ -394,6 +411,19 @@ class Settings(BaseSettings):
         ge=3600,
         description="Time that the portal's samples of queues and replicas, one per minute, are kept.",
     )
+    batch_retention: WholeSeconds = Field(
+        default=2_592_000,
+        ge=3600,
+        description="Time after a batch's end until its requests, results, events and dead letters are "
+        "deleted, and its output and error files expire. A tenant may have another, and a batch its "
+        "own `output_expires_after`.",
+    )
+    record_retention: WholeSeconds = Field(
+        default=34_560_000,
+        ge=86_400,
+        description="Time after a batch's end until the batch itself is deleted, with its counts, "
+        "usage and cost.",
+    )
     audit_retention: WholeSeconds = Field(
         default=34_560_000,
         ge=2_592_000,
@@ -472,6 +502,14 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("presigned_downloads")
+    @classmethod
+    def _check_bucket(cls, value: bool, info: ValidationInfo) -> bool:
+        scheme = urlsplit(info.data.get("object_store_url", "")).scheme
+        if value and scheme in {"file", "memory"}:
+            raise ValueError(f"needs a bucket, but LOWTIDE_OBJECT_STORE_URL is {scheme}://")
+        return value
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Yield the fields for `repr`, with the passwords in addresses masked."""

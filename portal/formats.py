@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 COOKIE: Final = "zone"
+NO_CUSTOM_ID: Final = "custom_id deleted"
+"""Shown for a request whose custom_id went with its input file."""
 
 
 def viewer_zone() -> tzinfo:
@@ -35,7 +37,7 @@ def zone_named(name: str) -> tzinfo:
 
 
 __all__ = [
-    "absolute", "ago", "counted", "duration", "hint", "milliseconds", "money", "number", "rough",
+    "absolute", "ago", "counted", "day", "duration", "hint", "milliseconds", "money", "number", "rough",
     "size", "utc",
 ]  # fmt: skip
 
@@ -84,6 +86,12 @@ def absolute(moment: datetime, zone: tzinfo | None = None) -> str:
     """
     local = moment.astimezone(zone or viewer_zone())
     return f"{local.day} {local:%b %Y, %H:%M:%S}"
+
+
+def day(moment: datetime) -> str:
+    """Return the day of a moment in the viewer's time zone: `27 Dec 2026`."""
+    local = moment.astimezone(viewer_zone())
+    return f"{local.day} {local:%b %Y}"
 
 
 def utc(moment: datetime) -> str:

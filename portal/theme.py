@@ -146,18 +146,17 @@ kbd { display: inline-block; padding: 1px 8px; border: 1px solid var(--line); bo
 .q-dialog .card.dialog.wide { width: min(860px, 94vw); max-width: none; }
 .source { margin: 0; padding: 10px 12px; max-height: 34vh; overflow: auto; white-space: pre-wrap;
   overflow-wrap: anywhere; font-size: 12.5px; background: var(--code); border-radius: 8px; }
-.q-uploader.drop-zone { width: 100%; max-height: none; background: transparent; color: inherit;
-  border: 2px dashed var(--line); border-radius: 10px; }
-.drop-zone .q-uploader__header { background: transparent; color: var(--ink); }
-.drop-zone .q-uploader__list { display: none; }
-.drop-zone .q-uploader__header-content { padding: 0; }
+.drop-zone { border: 2px dashed var(--line); border-radius: 10px; }
+.drop-zone.over { border-color: var(--accent); }
+.drop-message { margin: 12px; }
+.drop-progress .q-linear-progress, .drop .q-btn { color: var(--accent); }
 .drop { position: relative; padding: 34px 20px; display: flex; flex-direction: column; gap: 6px;
   align-items: center; text-align: center; }
-.drop:hover, .drop:focus-within { background: color-mix(in srgb, var(--track) 45%, transparent); }
+.drop.choose:hover, .drop.choose:focus-within, .over .drop { background: color-mix(in srgb, var(--track) 45%, transparent); }
 .drop .q-icon { color: var(--accent); }
 .drop-title { font-size: 16px; font-weight: 600; }
-.drop-progress { width: min(360px, 100%); display: flex; flex-direction: column; gap: 4px; }
-.drop input { cursor: pointer; }
+.drop-progress { width: min(420px, 100%); display: flex; flex-direction: column; gap: 4px; }
+.drop input { position: absolute; inset: 0; width: 100%; opacity: 0; cursor: pointer; }
 .report-head { display: flex; align-items: baseline; gap: 6px 10px; flex-wrap: wrap; }
 .problems { max-height: 320px; overflow-y: auto; border: 1px solid var(--line); border-radius: 8px; }
 .problem { display: flex; gap: 14px; padding: 8px 12px; }
@@ -384,6 +383,7 @@ h1 { overflow-wrap: anywhere; }
 .errors .count { font-weight: 650; white-space: nowrap; color: var(--bad-ink); }
 .banner.plain { background: var(--info); color: var(--info-ink); }
 .files { display: flex; flex-wrap: wrap; gap: 6px 16px; }
+.file { display: flex; flex-direction: column; }
 .tabs { display: flex; flex-wrap: wrap; gap: 4px; padding: 12px 20px; }
 .table-tools { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: center;
   justify-content: space-between; border-bottom: 1px solid var(--line); }

@@ -97,7 +97,9 @@ def shared_database(
     """A database that many tests share."""
     with engine(postgres.superuser_url).connect() as connection:
         connection.execute(
-            text(f"CREATE DATABASE {database_name} TEMPLATE {template} STRATEGY FILE_COPY")
+            text(
+                f"CREATE DATABASE {database_name} OWNER {OWNER} TEMPLATE {template} STRATEGY FILE_COPY"
+            )
         )
     made = Database(postgres, database_name, {})
     yield made
@@ -121,7 +123,9 @@ def database(postgres: EmbeddedPostgres, template: str) -> Iterator[Database]:
     name = f"test_{next(_names)}"
     admin = engine(postgres.superuser_url)
     with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"))
+        connection.execute(
+            text(f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {template} STRATEGY FILE_COPY")
+        )
     made = Database(postgres, name, {})
     try:
         yield made

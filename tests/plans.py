@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from collections.abc import Collection
+
+    from sqlalchemy import Connection, Engine
+
+_OF_DAY = re.compile(r"_\d{8}$")
 
 
 def plan_nodes(engine: Engine, sql: str, **parameters: Any) -> list[dict[str, Any]]:
@@ -25,10 +30,31 @@ def _nodes(engine: Engine, explain: str, parameters: dict[str, Any]) -> list[dic
     with engine.connect() as connection:
         plan = connection.execute(text(explain), parameters).scalar_one()
         connection.rollback()
-    nodes: list[dict[str, Any]] = []
-    pending = [(plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]]
-    while pending:
-        node = pending.pop()
-        nodes.append(node)
-        pending += node.get("Plans", [])
-    return nodes
+    return nodes_of((plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"])
+
+
+def nodes_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a plan's nodes, with partitions and their indexes under the names of their parents."""
+    for name in {"Relation Name", "Index Name"} & plan.keys():
+        plan[name] = _OF_DAY.sub("", plan[name])
+    return [plan, *(node for child in plan.get("Plans", ()) for node in nodes_of(child))]
+
+
+def stored(connection: Connection, tables: Collection[str]) -> list[str]:
+    """Return the names of tables, with all partitions instead of their parents."""
+    partitions = connection.execute(text("SELECT parent, name FROM data_partitions")).all()
+    parents = {row.parent for row in partitions}
+    return sorted({*tables} - parents | {row.name for row in partitions if row.parent in tables})
+
+
+def analyzed(connection: Connection, tables: Collection[str]) -> str:
+    """Return the tables for ANALYZE, without empty partitions.
+
+    Nor does autovacuum analyze them. The planner scans a table that it knows to be empty.
+    """
+    names = stored(connection, tables)
+    sizes = text(
+        "SELECT relname FROM pg_class WHERE relname = ANY(:names) AND pg_relation_size(oid) > 0"
+    )
+    filled = connection.execute(sizes, {"names": names}).scalars()
+    return ", ".join(sorted({*filled, *tables}.intersection(names)))

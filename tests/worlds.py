@@ -21,23 +21,26 @@ from lowtide.database.connections import connect
 from lowtide.engines.outcomes import Usage
 from lowtide.events.model import EventType, batch_event
 from lowtide.events.outbox import Outbox
+from lowtide.files.index import FileSegment, render_rows
 from lowtide.files.lines import InputLine
 from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
 from lowtide.files.store import FileStore
 from lowtide.local.files import SUPERUSER
 from lowtide.pipeline.final_store import FinalStore
-from lowtide.pipeline.split import SplitStore
+from lowtide.pipeline.split_store import Index, SplitStore
 from lowtide.planning.escalation import Move, Plan
 from lowtide.queue.claims import Finished
 from lowtide.queue.store import QueueStore
 from lowtide.scheduler.plan import PlanStore
 from lowtide.scheduler.sweep import SweepStore
+from lowtide.search.indexing import SearchIndexer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Connection, Engine
 
+    from lowtide.pipeline.split_store import SplitTransaction
     from lowtide.planning.state import PlanResult
     from lowtide.queue.claims import Claim
     from tests.conftest import Database
@@ -152,9 +155,10 @@ class World:
         self.timetable = PlanStore(self.worker, new_id=new_id)
         self.files = FileStore(self.api)
         self.batches = BatchStore(self.api)
-        self.splits = SplitStore(self.worker)
-        self.finals = FinalStore(self.worker)
+        self.splits = SplitStore(self.worker, new_id=new_id)
+        self.finals = FinalStore(self.worker, data_kept=30 * 86_400)
         self.outbox = Outbox(self.worker)
+        self.indexer = SearchIndexer(self.worker)
 
     @staticmethod
     def queue_on(engine: Engine, lease_duration: float = 30.0) -> QueueStore:
@@ -212,11 +216,23 @@ class World:
         return batch.id
 
     def split(self, batch: BatchId, lines: int) -> bool:
-        with self.splits.open(batch) as split:
+        rows = render_rows(input_lines(lines))
+        index = Index("m", [FileSegment(lines, 0, len(rows))])
+        with self.opened(batch, index) as split:
             if split is None:
                 return False
-            total = split.write(input_lines(lines))
-            return split.start(total, "m")
+            split.copy([rows])
+            return split.start(index) is not None
+
+    @contextmanager
+    def opened(self, batch: BatchId, index: Index) -> Iterator[SplitTransaction | None]:
+        """Open the split of a batch's first segment."""
+        job = self.splits.job(batch, 0)
+        if job is None:
+            yield None
+            return
+        with self.splits.open(job, index.segments) as split:
+            yield split
 
     def batch(
         self,
@@ -282,6 +298,11 @@ class World:
                 for table in tables(connection)
             }
 
+    def orphans(self) -> list[str]:
+        """Return the keys of the objects that would go if every orphan were due."""
+        self.run("UPDATE orphan_objects SET due_at = now()")
+        return sorted(self.ticks.orphans(1000))
+
     def row(self, batch: BatchId) -> Any:
         (row,) = self.rows("SELECT * FROM batch_states WHERE id = :batch", batch=batch)
         return row
@@ -321,11 +342,14 @@ def input_lines(count: int) -> list[InputLine]:
     return [InputLine(number, str(number), number * 100, 90) for number in range(1, count + 1)]
 
 
-def done(claim: Claim, *, succeeded: bool = True, body: bytes = b"{}") -> Finished:
+def done(
+    claim: Claim, *, succeeded: bool = True, body: bytes = b"{}", dead_letter: bool = False
+) -> Finished:
     """Return the result of a claimed request: 3 tokens in, 5 out."""
     return Finished(
         claim.batch, claim.line, succeeded=succeeded, attempts=claim.attempts + 1,
         usage=Usage(3, 5), status_code=200 if succeeded else 400, request_id="r", body=body,
+        dead_letter=dead_letter,
     )  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""`dev.lowtide.batch.drained`: write the output and error files and close the batch."""
+"""Write the files of a drained batch and close it; copy them to a bucket.
+
+The events are `dev.lowtide.batch.drained`, `….segment.drained` and `….export.requested`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from typing import TYPE_CHECKING
 import functions_framework
 
 from lowtide.app import App
-from lowtide.events.inbox import answer_without_body, batch_of, received
+from lowtide.events.inbox import answer_without_body, batch_of, received, segment_of
+from lowtide.events.model import EventType
 
 if TYPE_CHECKING:
     from cloudevents.http import CloudEvent
@@ -21,5 +25,9 @@ def finalize(event: CloudEvent) -> None:
     """Handle one event."""
     with received(event, app.tracer):
         batch = batch_of(event)
-        if batch is not None:
-            app.finalizer.finalize(batch)
+        if batch is None:
+            return
+        if event["type"] == EventType.EXPORT_REQUESTED:
+            app.exporter.export(batch)
+        else:
+            app.finalizer.finalize(batch, segment_of(event))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from lowtide.batches.model import NewBatch
     from lowtide.batches.workload import Workload
+    from lowtide.core.ids import TenantId
     from lowtide.planning.demand import Capacity
 
 
@@ -162,3 +163,24 @@ def admit_batch(
     if policy is None:
         return None
     return policy.risk(Demand(batch.deadline, lines), read_workload(connection))
+
+
+def admit_requests(
+    connection: Connection,
+    tenant: TenantId,
+    deadline: datetime,
+    lines: int,
+    policy: AdmissionPolicy,
+) -> Reason | None:
+    """Admit the requests of a batch that was created without them, as `admit_batch` does.
+
+    Acts for the tenant, before the batch's file is recorded.
+    """
+    row = connection.execute(_LOCK_LIMITS).one_or_none()
+    if policy.strict:
+        connection.execute(_LOCK_CAPACITY)
+    if row is not None:
+        usage = connection.execute(_USE, {"tenant": tenant}).one()
+        limits = TenantLimits(queued_lines=row.queued_lines)
+        check_room(limits, BatchUse(usage.batches, usage.lines), lines)
+    return policy.risk(Demand(deadline, lines), read_workload(connection))

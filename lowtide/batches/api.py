@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -10,7 +11,7 @@ from flask import Response
 from msgspec.structs import replace
 
 from lowtide.batches.model import BatchStatus, RequestStatus
-from lowtide.batches.results import ResultCursor, parse_cursor, render_all
+from lowtide.batches.results import ResultCursor, parse_cursor
 from lowtide.batches.service import BatchRequest
 from lowtide.core.errors import InvalidRequest, NotFound
 from lowtide.core.ids import (
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from flask import Request
 
-    from lowtide.batches.model import Batch
+    from lowtide.batches.model import Batch, Export
     from lowtide.batches.results import RequestState
     from lowtide.core.ids import FileId
     from lowtide.core.pools import Cost
@@ -100,7 +101,7 @@ def request_object(batch: BatchId, request: RequestState) -> types.Request:
     return types.Request(
         id=format_request_id(batch, request.line),
         line=request.line,
-        custom_id=request.custom_id,
+        custom_id=request.custom_id or None,
         status=request.status.value,
         dead_lettered=request.dead_lettered,
         pool=None if request.pool is None else request.pool.value,
@@ -139,14 +140,21 @@ def _extension(batch: Batch) -> types.Extension:
         risk=None if batch.risk is None else _risk(batch.risk),
         deadline=unix(batch.deadline),
         eta=unix_or_none(batch.eta),
+        data_ends_at=unix_or_none(batch.data_ends_at),
         pools={"spot": finished - on_dedicated, "dedicated": on_dedicated},
         interruptions=batch.interruptions,
         retries=batch.retries,
         escalations=batch.escalations,
         cost=cost_object(batch.cost),
         trace_id=None if batch.trace is None else batch.trace.trace_id,
+        input_url=batch.input_url,
+        export=None if batch.export is None else _export(batch.export),
         zero_retention=batch.zero_retention,
     )
+
+
+def _export(export: Export) -> types.Export:
+    return types.Export(url=export.url, state=export.state.value, error=export.error)
 
 
 def _risk(risk: Risk) -> types.Risk:
@@ -181,16 +189,13 @@ _decode = msgspec.json.Decoder(CreateBatch).decode
 def create_batch(call: Call) -> Response:
     """`POST /v1/batches`."""
     body = _body(call.request)
-    input_file_id = body.input_file_id or body.original_input_file_id
-    if not input_file_id:
-        raise InvalidRequest(
-            "input_file_id is missing: upload a file first and pass its id.",
-            param="input_file_id",
-        )
+    input_file_id = _input_file_id(body)
     user = body.user_id or (body.metadata or {}).get("user") or call.caller.name
     expiry = body.output_expires_after
     request = BatchRequest(
         input_file_id=input_file_id,
+        input_url=body.input_url,
+        output_url=body.output_url,
         user=_printable(user),
         endpoint=body.endpoint,
         completion_window=body.completion_window,
@@ -206,6 +211,22 @@ def create_batch(call: Call) -> Response:
     )
     batch = call.services.batches.create(call.tenant, request)
     return json_response(batch_object(batch))
+
+
+def _input_file_id(body: CreateBatch) -> str | None:
+    """Return the id of the input file; None if the body has an input_url instead."""
+    input_file_id = body.input_file_id or body.original_input_file_id
+    if input_file_id and body.input_url is not None:
+        raise InvalidRequest(
+            "input_file_id and input_url are both given: give one.", param="input_url"
+        )
+    if not input_file_id and body.input_url is None:
+        raise InvalidRequest(
+            "input_file_id is missing: upload a file first and pass its id, or pass the input_url "
+            "of an object in a registered bucket.",
+            param="input_file_id",
+        )
+    return input_file_id or None
 
 
 def get_batch(call: Call, batch_id: str) -> Response:
@@ -297,9 +318,9 @@ def list_results(call: Call, batch_id: str) -> Response:
         "x-lowtide-cursor": str(page.cursor),
         "x-lowtide-complete": "true" if page.complete else "false",
     }
-    service = call.services.requests
-    blocks = render_all(batch, page.lines, lambda line: service.body(call.tenant, batch, line))
-    body = blocks if any(line.is_long for line in page.lines) else b"".join(blocks)
+    # Reads the first block before the response starts: a failure becomes an error.
+    blocks = chain([next(page.blocks, b"")], page.blocks)
+    body = blocks if page.has_long else b"".join(blocks)
     return Response(body, headers=headers, mimetype="application/x-ndjson")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from lowtide.batches.answers import NO_ANSWERS, beginning, is_sealed_text
+from lowtide.batches.answers import AnswerReader, AnswersGone
+from lowtide.batches.model import RequestStatus
+from lowtide.batches.sealed_answers import NO_ANSWERS, beginning, is_sealed_text
 from lowtide.batches.views import (
     COUNTED,
     MAX_SHOWN,
@@ -16,18 +18,18 @@ from lowtide.batches.views import (
 )
 from lowtide.core.errors import Conflict, NotFound
 from lowtide.events.model import EventType, batch_event
-from lowtide.objects.names import KeyDestroyed, data_key_of
+from lowtide.objects.names import MARK, KeyDestroyed, data_key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from uuid import UUID
 
-    from lowtide.batches.answers import Answers
     from lowtide.batches.detail_store import BatchDetailStore
     from lowtide.batches.forecast import Forecaster
     from lowtide.batches.list_store import BatchListStore
-    from lowtide.batches.model import Batch, RequestStatus
+    from lowtide.batches.model import Batch
     from lowtide.batches.results import RequestState
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.batches.store import BatchStore
     from lowtide.batches.views import BatchMark, BatchOrder, LineRecord, Note
     from lowtide.core.ids import BatchId, TenantId
@@ -134,6 +136,7 @@ class BatchBrowser:
         self._answers = answers
         self._details = details
         self._objects = objects
+        self._reader = AnswerReader(objects)
         self._forecaster = forecaster
 
     def details(self, principal: Principal, batch: BatchId) -> BatchDetails:
@@ -177,30 +180,53 @@ class BatchBrowser:
     def line(self, principal: Principal, batch: BatchId, line: int) -> LineDetails:
         """Return a request with the beginnings of its input and its response."""
         record = self._details.line(principal.tenant, batch, line)
+        is_erased = False
+        if record.was_answered:
+            try:
+                record = self._with_answer(principal, batch, record)
+            except (AnswersGone, KeyDestroyed):
+                record, is_erased = replace(record, body=None, body_bytes=0), True
         data_key = data_key_of(record.input_key)
         if data_key is not None:
             record = self._opened_record(principal, data_key.tenant, batch, record)
+        content: bytes | None
         try:
             (content,) = self._objects.read_ranges(
                 record.input_key, [(record.start, min(record.length, MAX_SHOWN))]
             )
         except NotFound:
-            return LineDetails(record, None)
-        return LineDetails(record, content)
+            content = None
+        return LineDetails(record, content, is_erased)
+
+    def _with_answer(self, principal: Principal, batch: BatchId, record: LineRecord) -> LineRecord:
+        """Return the record with the response that the files of a closed batch have."""
+        files = self._details.answer_files(principal.tenant, batch)
+        if files is None:
+            return record
+        files.require_role("output" if record.state.status is RequestStatus.COMPLETED else "error")
+        if not files.segments:
+            return record
+        (place,) = self._reader.places(files, [record.state.line])
+        answer = self._reader.body(files, place, MAX_SHOWN)
+        if answer is None:
+            return record
+        pieces, size = answer
+        return replace(record, body=b"".join(pieces), body_bytes=size)
 
     def _opened_record(
         self, principal: Principal, tenant: TenantId, batch: BatchId, record: LineRecord
     ) -> LineRecord:
         """Return a request of a batch with zero retention with readable texts."""
         body, body_bytes = record.body, record.body_bytes
-        if is_sealed_text(body):
+        if body is not None and is_sealed_text(body[: len(MARK)].decode(errors="replace")):
             from lowtide.objects.sealing import text_size
 
             body_bytes = text_size(body_bytes)
             line = record.state.line
             pieces = self._details.body(principal.tenant, batch, line)
             try:
-                body = beginning(self._answers.pieces(tenant, batch, line, pieces), MAX_SHOWN)
+                shown = beginning(self._answers.pieces(tenant, batch, line, pieces), MAX_SHOWN)
+                body = shown.encode("utf-8", "surrogatepass")
             except KeyDestroyed:
                 body = None
         return replace(

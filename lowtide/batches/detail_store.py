@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from sqlalchemy import text
 
-from lowtide.batches.model import RequestStatus
+from lowtide.batches.answer_store import answer_files
+from lowtide.batches.model import RequestStatus, data_ended
 from lowtide.batches.request_store import body_in_pieces, state_of
 from lowtide.batches.store import batch_of, bound_of
 from lowtide.batches.views import (
@@ -31,10 +33,12 @@ from lowtide.tenants.sign_in import reading_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Connection, Engine
 
+    from lowtide.batches.answers import AnswerFiles
     from lowtide.batches.model import Batch
     from lowtide.batches.results import RequestState
     from lowtide.files.model import StoredFile
@@ -57,7 +61,8 @@ SELECT code, message, count(*) AS lines, min(line) AS first_line FROM (
   FROM results WHERE batch_id = :batch AND NOT succeeded ORDER BY line LIMIT :most
 ) f GROUP BY code, message ORDER BY lines DESC, first_line LIMIT :limit
 """  # noqa: S608
-_FILES = text("SELECT id, bytes FROM files WHERE id = ANY(cast(:ids AS uuid[]))")
+_FILES = text("SELECT id, bytes, expires_at FROM files WHERE id = ANY(cast(:ids AS uuid[]))")
+_COUNTED_ERRORS = text("SELECT cast(top_errors AS text) FROM batches WHERE id = :batch")
 _FILE = text("""
 SELECT f.* FROM batches b
 JOIN files f ON f.id = CASE :role WHEN 'input' THEN b.input_file_id
@@ -65,6 +70,7 @@ JOIN files f ON f.id = CASE :role WHEN 'input' THEN b.input_file_id
 WHERE b.id = :batch
 """)
 _OWNER = text("SELECT tenant_id FROM batches WHERE id = :batch")
+_DATA_ENDED = text("SELECT data_ended_at FROM batches WHERE id = :batch")
 _TENANT = text("SELECT name FROM tenants WHERE id = :tenant")
 _WORKERS = text("SELECT id, name FROM workers WHERE id = ANY(cast(:ids AS uuid[]))")
 # A search by custom_id scans the requests of one batch: an index would cost splits more than these
@@ -124,7 +130,7 @@ DEAD_LETTERS = {
 """The same for the dead letters among the failed requests."""
 LINE = f"""
 SELECT s.*, b.input_key, f.request_id, left(f.body, {MAX_SHOWN}) AS body,
-  coalesce(octet_length(f.body), 0) AS body_bytes, coalesce(f.input_tokens, 0) AS input_tokens,
+  f.status_code IS NOT NULL AS was_answered, coalesce(octet_length(f.body), 0) AS body_bytes, coalesce(f.input_tokens, 0) AS input_tokens,
   coalesce(f.output_tokens, 0) AS output_tokens, coalesce(f.lease_id, c.lease_id) AS lease_id
 FROM batches b
 CROSS JOIN LATERAL (
@@ -158,9 +164,7 @@ class BatchDetailStore:
             if row is None:
                 raise _not_found(batch)
             record = batch_of(row)
-            rows = connection.execute(_NOTES, {"batch": batch, "limit": MAX_NOTES}).all()
-            parameters = {"batch": batch, "most": ERRORS_FROM, "limit": MAX_ERRORS}
-            errors = connection.execute(_ERRORS, parameters).all() if record.failed else []
+            rows, errors = _history(connection, record)
             tenant_name = None
             if scope is None:
                 tenant_name = connection.execute(
@@ -188,7 +192,8 @@ class BatchDetailStore:
     ) -> Sequence[RequestState]:
         """Return up to `limit` requests after line `after`, in input order.
 
-        With `dead_lettered`, only dead letters, whatever the status.
+        With `dead_lettered`, only dead letters, whatever the status. None are left once the data of
+        the batch has ended.
         """
         parameters: dict[str, object] = {"batch": batch, "after": after, "limit": limit}
         if custom_id:
@@ -196,12 +201,17 @@ class BatchDetailStore:
         is_search = bool(custom_id)
         statement = _DEAD_LETTERS[is_search] if dead_lettered else _LINES[status, is_search]
         with reading_as(self._engine, scope) as connection:
+            if _data_ended_at(connection, batch) is not None:
+                return []
             return [state_of(row) for row in connection.execute(statement, parameters)]
 
     def line(self, scope: TenantId | None, batch: BatchId, line: int) -> LineRecord:
         """Return a request with the beginning of its response; raises NotFound."""
         parameters = {"batch": batch, "line": line}
         with reading_as(self._engine, scope) as connection:
+            ended_at = _data_ended_at(connection, batch)
+            if ended_at is not None:
+                raise data_ended(batch, ended_at)
             row = connection.execute(_LINE, parameters).one_or_none()
             if row is None:
                 raise NotFound(f"{format_batch_id(batch)} has no line {line}.", param="line")
@@ -213,7 +223,8 @@ class BatchDetailStore:
                 start=row.start,
                 length=row.length,
                 request_id=row.request_id,
-                body=row.body,
+                was_answered=row.was_answered,
+                body=None if row.body is None else row.body.encode("utf-8", "surrogatepass"),
                 body_bytes=row.body_bytes,
                 input_tokens=row.input_tokens,
                 output_tokens=row.output_tokens,
@@ -233,6 +244,11 @@ class BatchDetailStore:
             raise _not_found(batch)
         return TenantId(tenant)
 
+    def answer_files(self, scope: TenantId | None, batch: BatchId) -> AnswerFiles | None:
+        """Return the files that hold a batch's answers; None if it is not closed."""
+        with reading_as(self._engine, scope) as connection:
+            return answer_files(connection, batch)
+
     def file(self, scope: TenantId | None, batch: BatchId, role: str, actor: str) -> StoredFile:
         """Return a file, and record its download in the audit log; raises NotFound."""
         with reading_as(self._engine, scope) as connection:
@@ -242,6 +258,29 @@ class BatchDetailStore:
             subject = f"{format_batch_id(batch)}: {role} {format_file_id(FileId(row.id))}"
             note(connection, TenantId(row.tenant_id), actor, "files.download", [subject])
             return file_of(row)
+
+
+def _data_ended_at(connection: Connection, batch: BatchId) -> datetime | None:
+    at: datetime | None = connection.execute(_DATA_ENDED, {"batch": batch}).scalar_one_or_none()
+    return at
+
+
+def _history(connection: Connection, batch: Batch) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Return the events and the errors of a batch that still has data."""
+    if batch.data_ended_at is not None:
+        return [], []
+    notes = connection.execute(_NOTES, {"batch": batch.id, "limit": MAX_NOTES}).all()
+    return notes, _top_errors(connection, batch.id) if batch.failed else []
+
+
+def _top_errors(connection: Connection, batch: BatchId) -> Sequence[Sequence[Any]]:
+    """Return the most frequent errors: counted at the end of the batch, or else now."""
+    counted = connection.execute(_COUNTED_ERRORS, {"batch": batch}).scalar_one_or_none()
+    if counted is not None:
+        errors: list[list[Any]] = msgspec.json.decode(counted)
+        return errors
+    parameters = {"batch": batch, "most": ERRORS_FROM, "limit": MAX_ERRORS}
+    return connection.execute(_ERRORS, parameters).all()
 
 
 def _not_found(batch: BatchId) -> NotFound:
@@ -287,5 +326,7 @@ def _files(connection: Connection, batch: Batch) -> tuple[BatchFile, ...]:
     )
     ids = {role: file for role, file in files if file is not None}
     rows = connection.execute(_FILES, {"ids": list(ids.values())})
-    sizes = {row.id: row.bytes for row in rows}
-    return tuple(BatchFile(role, file, sizes.get(file)) for role, file in ids.items())
+    found = {row.id: (row.bytes, row.expires_at) for row in rows}
+    return tuple(
+        BatchFile(role, file, *found.get(file, (None, None))) for role, file in ids.items()
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
@@ -82,22 +83,31 @@ _MAX_AGE_SECONDS = 2.0
 
 
 class Forecaster:
-    """Estimate the completion of batches. The workload is cached for 2 seconds, as clients poll."""
+    """Estimate the completion of batches, and the end of their data, by default after `data_kept`.
+
+    The workload is cached for 2 seconds, as clients poll.
+    """
 
     def __init__(
         self,
         source: WorkloadStore,
         fleet: Fleet,
         *,
+        data_kept: float,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self.fleet = fleet
+        self._data_kept = data_kept
         self._timer = timer
         self._cache: tuple[float, Workload] | None = None
 
     def with_eta(self, batch: Batch) -> Batch:
-        """Return the batch with its ETA, the likely end of its forecast."""
+        """Return the batch with its ETA, the likely end of its forecast, or the end of its data."""
+        if batch.ended_at is not None:
+            kept = self._data_kept if batch.retention is None else batch.retention
+            end = batch.data_ended_at or batch.ended_at + timedelta(seconds=kept)
+            return replace(batch, data_ends_at=end)
         if batch.status is not BatchStatus.IN_PROGRESS:
             return batch
         forecast = self.workload().forecast(batch, self.fleet)

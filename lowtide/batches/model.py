@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from lowtide.core.errors import NotFound
+from lowtide.core.ids import format_batch_id
 from lowtide.core.pools import Pool, cost_of
 
 if TYPE_CHECKING:
@@ -148,14 +150,45 @@ class Outcomes:
         return sum(self.of(status) for status, count in OPENAI_COUNTS.items() if count == "failed")
 
 
+def data_ended(batch: BatchId, at: datetime) -> NotFound:
+    """Return the error for what is past a batch's retention."""
+    return NotFound(
+        f"The requests and results of {format_batch_id(batch)} are deleted: their retention ended at "
+        f"{at:%Y-%m-%d %H:%M:%S} UTC. The batch keeps its counts, usage and cost.",
+        param="batch_id",
+        code="data_ended",
+    )
+
+
+class ExportState(StrEnum):
+    """The state of copying a batch's results to a bucket."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """The copy of a batch's results to the folder `url`.
+
+    `error` is the last one; a pending export is tried again.
+    """
+
+    url: str
+    state: ExportState
+    error: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class NewBatch:
     """A batch to be created; `output_expires_after` is in seconds, None keeps its files.
 
     `idempotency_digest` is that of the body sent with the key; None matches any. Requests start in
     `pool`; those that start in dedicated stay there. `prices` are those of its cost for good.
-    `actor` is recorded in the audit log; None leaves that to the caller. With a `data_key` it has
-    zero retention.
+    `actor` is recorded in the audit log; None leaves that to the caller. With an `input_url` the
+    input file is imported from there. Results are copied to the folder `output_url`. With a
+    `data_key` it has zero retention.
     """
 
     id: BatchId
@@ -174,6 +207,8 @@ class NewBatch:
     trace: TraceContext | None = None
     pool: Pool = Pool.SPOT
     actor: str | None = None
+    input_url: str | None = None
+    output_url: str | None = None
     data_key: WrappedKey | None = None
 
     @property
@@ -200,6 +235,8 @@ class Batch:
     its creation; `eta` is the expected completion, None if final or unknown; `trace` is the context
     that its work continues; `pool` is the pool in which its requests started. An `expiring` batch
     has missed its deadline; `risk` is the reason of `at_risk`, None unless the scheduler marked it.
+    `retention` is its own, or else its tenant's, in seconds; `data_ends_at` is None until it ends.
+    `input_url` is the object that its input file is imported from.
     """
 
     id: BatchId
@@ -243,7 +280,17 @@ class Batch:
     pool: Pool = Pool.SPOT
     expiring: bool = False
     risk: Risk | None = None
+    input_url: str | None = None
+    export: Export | None = None
+    retention: int | None = None
+    data_ended_at: datetime | None = None
+    data_ends_at: datetime | None = None
     zero_retention: bool = False
+
+    def require_data(self) -> None:
+        """Raise NotFound if the data of the batch has ended."""
+        if self.data_ended_at is not None:
+            raise data_ended(self.id, self.data_ended_at)
 
     @property
     def completed(self) -> int:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from itertools import count, takewhile
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import text
 
+from lowtide.batches.answer_store import answer_files
 from lowtide.batches.model import FINAL_STATUSES, BatchStatus, RequestStatus
 from lowtide.batches.results import (
     NEVER_RAN,
     FinishedLine,
     RequestState,
     ResultCursor,
-    ResultPage,
 )
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import format_batch_id, format_request_id
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
+    from lowtide.batches.answers import AnswerFiles
     from lowtide.core.ids import BatchId, TenantId
 
 
@@ -34,6 +35,10 @@ LONG_BYTES: Final = 1 << 20
 SHORT_BODY: Final = f"CASE WHEN octet_length(body) <= {LONG_BYTES} THEN body END"
 """SQL for the body of a row of `results`, NULL if it is long."""
 IS_LONG: Final = f"coalesce(octet_length(body) > {LONG_BYTES}, false)"
+
+WITH_DATA: Final = """batch_id <> ALL(ARRAY(
+    SELECT id FROM batches WHERE data_ended_at IS NOT NULL AND NOT data_deleted))"""
+"""SQL that leaves out the rows of batches whose data has ended, but is not deleted yet."""
 
 # In characters. For each piece the server decompresses the whole response and counts characters up
 # to the piece, so smaller pieces would be slow.
@@ -110,7 +115,21 @@ ORDER BY f.settled_in, f.line
 """  # noqa: S608
 _PAGE_BYTES = 4 << 20
 _RESULTS = text(RESULTS)
+FINISHED = """
+SELECT line, cast(cast(settled_in AS text) AS bigint) AS settled_in FROM results
+WHERE batch_id = :batch
+  AND (settled_in, line) > (cast(cast(:transaction AS text) AS xid8), cast(:line AS integer))
+ORDER BY results.settled_in, line LIMIT :limit
+"""
+_FINISHED = text(FINISHED)
 _STATUS = text("SELECT status FROM batches WHERE id = :batch")
+
+
+class ResultRow(NamedTuple):
+    """A result and its position."""
+
+    line: FinishedLine
+    cursor: ResultCursor
 
 
 class RequestStore:
@@ -143,10 +162,15 @@ class RequestStore:
             rows = connection.execute(_PAGE, parameters)
             return [state_of(row) for row in rows]
 
+    def answer_files(self, tenant: TenantId, batch: BatchId) -> AnswerFiles | None:
+        """Return the files that hold a batch's answers; None if it is not closed."""
+        with acting_for(self._engine, tenant) as connection:
+            return answer_files(connection, batch)
+
     def results(
-        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int, actor: str
-    ) -> ResultPage:
-        """Return up to `limit` results committed after `cursor`, and record them in the audit log.
+        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int
+    ) -> tuple[Sequence[ResultRow], bool]:
+        """Return up to `limit` results committed after `cursor`, and whether others follow.
 
         A page with long bodies has fewer results, and long bodies are omitted.
         """
@@ -154,31 +178,41 @@ class RequestStore:
             # Must be first: a final batch gets no more results that the next query could miss.
             status = connection.execute(_STATUS, {"batch": batch}).scalar_one()
             is_final = BatchStatus(status) in FINAL_STATUSES
-            rows = connection.execute(
-                _RESULTS,
-                {
-                    "batch": batch,
-                    "transaction": str(cursor.transaction),
-                    "line": cursor.line,
-                    "ended": is_final,
-                    "limit": limit,
-                    "bytes": _PAGE_BYTES,
-                },
-            ).all()
-            if rows:
-                subject = f"{format_batch_id(batch)}: {len(rows)} results"
-                note(connection, tenant, actor, "batches.download", [subject])
-        if rows:
-            cursor = ResultCursor(rows[-1].settled_in, rows[-1].line)
-        return ResultPage(
-            lines=tuple(FinishedLine(*row[:8]) for row in rows),
-            cursor=cursor,
-            complete=is_final and (not rows or len(rows) == rows[0].found < limit),
-        )
+            parameters = _cursor_parameters(batch, cursor, limit) | {
+                "ended": is_final,
+                "bytes": _PAGE_BYTES,
+            }
+            rows = connection.execute(_RESULTS, parameters).all()
+        results = [ResultRow(FinishedLine(*row[:8]), _cursor_of(row)) for row in rows]
+        complete = is_final and (not rows or len(rows) == rows[0].found < limit)
+        return results, not complete
+
+    def finished(
+        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int
+    ) -> Sequence[ResultCursor]:
+        """Return up to `limit` positions of results of a closed batch after `cursor`."""
+        with acting_for(self._engine, tenant) as connection:
+            rows = connection.execute(_FINISHED, _cursor_parameters(batch, cursor, limit))
+            return [_cursor_of(row) for row in rows]
+
+    def note_download(self, tenant: TenantId, batch: BatchId, results: int, actor: str) -> None:
+        """Record a download of results in the audit log."""
+        with acting_for(self._engine, tenant) as connection:
+            subject = f"{format_batch_id(batch)}: {results} results"
+            note(connection, tenant, actor, "batches.download", [subject])
 
     def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
         """Yield a long body in pieces; raises NotFound."""
         return body_in_pieces(lambda: acting_for(self._engine, tenant), batch, line)
+
+
+def _cursor_parameters(batch: BatchId, cursor: ResultCursor, limit: int) -> dict[str, object]:
+    transaction = str(cursor.transaction)
+    return {"batch": batch, "transaction": transaction, "line": cursor.line, "limit": limit}
+
+
+def _cursor_of(row: Any) -> ResultCursor:
+    return ResultCursor(row.settled_in, row.line)
 
 
 def state_of(row: Any) -> RequestState:

@@ -169,9 +169,13 @@ class ResultCursor:
 
 @dataclass(frozen=True, slots=True)
 class ResultPage:
-    """Results in commit order, with the next cursor; `complete` is True after the last result."""
+    """Results in commit order, with the next cursor; `complete` is True after the last result.
 
-    lines: tuple[FinishedLine, ...]
+    `blocks` yields their lines, once; if `has_long`, they may need much memory together.
+    """
+
+    blocks: Iterator[bytes]
+    has_long: bool
     cursor: ResultCursor
     complete: bool
 

@@ -5,30 +5,35 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from lowtide.batches.answers import NO_ANSWERS
 from lowtide.batches.model import NewBatch
+from lowtide.batches.results import ResultPage, render_all
+from lowtide.batches.sealed_answers import NO_ANSWERS
 from lowtide.batches.store import plain_input
+from lowtide.buckets.model import Access, parse_folder_url, parse_object_url, require_access
 from lowtide.core.durations import parse_window
 from lowtide.core.errors import InvalidRequest, NotFound
-from lowtide.core.ids import BatchId, format_batch_id, parse_file_id
+from lowtide.core.ids import BatchId, derived_file_id, format_batch_id, parse_file_id
 from lowtide.events.model import EventType, batch_event
 from lowtide.objects.names import no_new_key
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
     from lowtide.batches.admission import AdmissionPolicy
-    from lowtide.batches.answers import Answers
+    from lowtide.batches.answers import AnswerFiles, AnswerReader
     from lowtide.batches.forecast import Forecaster
     from lowtide.batches.model import Batch, BatchStatus, RequestStatus
     from lowtide.batches.request_store import RequestStore
-    from lowtide.batches.results import RequestState, ResultCursor, ResultPage
+    from lowtide.batches.results import RequestState, ResultCursor
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.batches.store import BatchStore
+    from lowtide.buckets.store import BucketStore
     from lowtide.core.ids import FileId, TenantId
     from lowtide.core.pools import Pool, Prices
     from lowtide.events.publisher import Publisher
@@ -39,18 +44,21 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
+_PAGE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
     """The parameters of a new batch; None takes the default.
 
-    With `joins_trace` the batch's work continues the caller's trace, else that of its file. `actor`
+    One of `input_file_id` and `input_url` is set. With `joins_trace` the batch's work continues the caller's trace, else that of its file. `actor`
     is recorded in the audit log. `idempotency_digest` is that of the body sent with the key.
     """
 
-    input_file_id: str
+    input_file_id: str | None
     user: str
+    input_url: str | None = None
+    output_url: str | None = None
     endpoint: str | None = None
     completion_window: str | None = None
     metadata: Mapping[str, str] | None = None
@@ -83,6 +91,7 @@ class Batches:
         self,
         batches: BatchStore,
         files: FileStore,
+        buckets: BucketStore,
         publisher: Publisher,
         forecaster: Forecaster,
         rules: BatchRules,
@@ -94,6 +103,7 @@ class Batches:
     ) -> None:
         self._batches = batches
         self._files = files
+        self._buckets = buckets
         self._publisher = publisher
         self._forecaster = forecaster
         self._rules = rules
@@ -105,8 +115,9 @@ class Batches:
     def create(self, tenant: TenantId, request: BatchRequest) -> Batch:
         """Create a batch, or return the one with the same idempotency key.
 
-        A batch of an encrypted file has zero retention. Raises InvalidRequest, IdempotencyKeyReused, NotFound for an unknown file, TooManyRequests
-        over a limit of the tenant, or Conflict if strict admission rejects the deadline.
+        A batch of an encrypted file has zero retention. Raises InvalidRequest,
+        IdempotencyKeyReused, NotFound for an unknown file, TooManyRequests over a limit of the
+        tenant, or Conflict if strict admission rejects the deadline, or if there is no master key.
         """
         try:
             return self._create(tenant, request)
@@ -120,38 +131,33 @@ class Batches:
             return self._forecaster.with_eta(existing)
 
     def _create(self, tenant: TenantId, request: BatchRequest) -> Batch:
-        file = parse_file_id(request.input_file_id)
-        if file is None:
-            raise InvalidRequest(
-                f"input_file_id {request.input_file_id!r} is not a file id: use the id "
-                "returned by the upload, such as 'file-…'.",
-                param="input_file_id",
-            )
+        id_ = BatchId(self._new_id())
+        file = self._input_file(request, id_)
         window_text = "24h" if request.completion_window is None else request.completion_window
         window = parse_window(
             window_text,
             shortest=timedelta(seconds=self._rules.shortest_window),
             longest=timedelta(seconds=self._rules.longest_window),
         )
-        endpoint = self._endpoint(request.endpoint)
-        source = self._source(tenant, file)
-        if request.zero_retention and not source.zero_retention:
-            raise plain_input(file)
+        endpoint = self._endpoint(request)
+        input_url, output_url = self._urls(tenant, request)
+        source = None if input_url else self._source(tenant, file)
+        is_sealed = self._is_sealed(tenant, request, source)
         current_trace = self._tracer.current()
-        parent = source.trace if source.trace is not None and not request.joins_trace else None
+        parent = source.trace if source and not request.joins_trace else None
         with self._tracer.span(
             "create batch",
             parent=parent,
             links=[current_trace] if parent and current_trace else [],
             attributes={TENANT: str(tenant)},
         ) as span:
-            now, id_ = self._clock(), BatchId(self._new_id())
+            now = self._clock()
             batch = NewBatch(
                 id=id_,
                 tenant=tenant,
                 user=request.user,
                 input_file=file,
-                endpoint=endpoint or source.endpoint or self._rules.endpoints[0],
+                endpoint=endpoint or (source and source.endpoint) or self._rules.endpoints[0],
                 completion_window=window_text,
                 created_at=now,
                 deadline=now + window,
@@ -162,7 +168,9 @@ class Batches:
                 output_expires_after=request.output_expires_after,
                 trace=span.context,
                 actor=request.actor,
-                data_key=self._new_key(tenant, id_) if source.zero_retention else None,
+                input_url=input_url,
+                output_url=output_url,
+                data_key=self._new_key(tenant, id_) if is_sealed else None,
             )
             return self._forecaster.with_eta(self._record(batch, span))
 
@@ -203,7 +211,38 @@ class Batches:
         cancelled, drained = self._batches.cancel(tenant, batch, event, actor)
         if drained:
             self._publisher.publish([replace(event, trace=cancelled.trace)])
-        return cancelled
+        return self._forecaster.with_eta(cancelled)
+
+    @staticmethod
+    def _input_file(request: BatchRequest, batch: BatchId) -> FileId:
+        """Return the id of the input file; that of an imported one depends on the batch alone."""
+        if request.input_file_id is None:
+            return derived_file_id(batch, "input")
+        file = parse_file_id(request.input_file_id)
+        if file is None:
+            raise InvalidRequest(
+                f"input_file_id {request.input_file_id!r} is not a file id: use the id "
+                "returned by the upload, such as 'file-…'.",
+                param="input_file_id",
+            )
+        return file
+
+    def _urls(self, tenant: TenantId, request: BatchRequest) -> tuple[str | None, str | None]:
+        """Return the URLs of input and output in full; raises InvalidRequest.
+
+        Only registered buckets are allowed.
+        """
+        source = target = None
+        if request.input_url is not None:
+            source = parse_object_url(request.input_url, "input_url")
+        if request.output_url is not None:
+            target = parse_folder_url(request.output_url, "output_url")
+        buckets = self._buckets.of(tenant) if source or target else []
+        if source is not None:
+            require_access(buckets, source, Access.READ, "input_url")
+        if target is not None:
+            require_access(buckets, target, Access.WRITE, "output_url")
+        return str(source) if source else None, str(target) if target else None
 
     def _source(self, tenant: TenantId, file: FileId) -> StoredFile:
         try:
@@ -211,7 +250,25 @@ class Batches:
         except NotFound as error:
             raise NotFound(error.message, param="input_file_id") from error
 
-    def _endpoint(self, endpoint: str | None) -> str | None:
+    def _is_sealed(
+        self, tenant: TenantId, request: BatchRequest, source: StoredFile | None
+    ) -> bool:
+        """Return whether the batch has zero retention; raises InvalidRequest for a plain file.
+
+        It has that of its file. An import is encrypted by the request's or the tenant's option.
+        """
+        if source is None:
+            return request.zero_retention or self._files.is_sealed(tenant)
+        if request.zero_retention and not source.zero_retention:
+            raise plain_input(source.id)
+        return source.zero_retention
+
+    def _endpoint(self, request: BatchRequest) -> str | None:
+        endpoint = request.endpoint
+        if endpoint is None and request.input_url is not None:
+            raise InvalidRequest(
+                "endpoint is missing: with input_url, name that of the requests.", param="endpoint"
+            )
         if endpoint is not None and endpoint not in self._rules.endpoints:
             raise InvalidRequest(
                 f"endpoint {endpoint!r} is not supported: use one of "
@@ -226,10 +283,16 @@ class Requests:
     """The requests of tenants' batches."""
 
     def __init__(
-        self, batches: BatchStore, requests: RequestStore, *, answers: Answers = NO_ANSWERS
+        self,
+        batches: BatchStore,
+        requests: RequestStore,
+        reader: AnswerReader,
+        *,
+        answers: Answers = NO_ANSWERS,
     ) -> None:
         self._batches = batches
         self._requests = requests
+        self._reader = reader
         self._answers = answers
 
     def page(
@@ -245,9 +308,10 @@ class Requests:
     ) -> tuple[Sequence[RequestState], bool]:
         """Return up to `limit` requests after line `after`, and whether more follow.
 
-        Raises NotFound for an unknown batch.
+        Raises NotFound for an unknown batch, and for one whose data has ended.
         """
         record = self._batches.get(tenant, batch)
+        record.require_data()
         requests = self._requests.page(
             tenant,
             batch,
@@ -266,17 +330,51 @@ class Requests:
     ) -> ResultPage:
         """Return up to `limit` results after `cursor`, and record the download in the audit log.
 
-        A page with long bodies has fewer results, and long bodies are omitted. Raises NotFound for
-        an unknown batch, KeyDestroyed for one with zero retention that has ended it.
+        A page with long bodies has fewer results. Those of a closed batch are read from its files.
+        Raises NotFound for an unknown batch, and for one whose data has ended, and AnswersGone if a
+        file of it was deleted, or KeyDestroyed if that destroyed the key of zero retention.
         """
-        record = self._batches.get(tenant, batch)
-        page = self._requests.results(tenant, batch, cursor, limit, actor)
-        if not record.zero_retention:
-            return page
-        opened = (self._answers.line(tenant, batch, line) for line in page.lines)
-        return replace(page, lines=tuple(opened))
+        self._batches.get(tenant, batch).require_data()
+        files = self._requests.answer_files(tenant, batch)
+        if files is not None:
+            files.require()
+        if files is not None and files.segments:
+            page, count = self._results_in_files(tenant, files, cursor, limit)
+        else:
+            page, count = self._results_in_database(tenant, batch, cursor, limit)
+        if count:
+            self._requests.note_download(tenant, batch, count, actor)
+        return page
 
-    def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
-        """Yield a body that `results` omitted, in pieces; raises NotFound."""
-        body = self._requests.body(tenant, batch, line)
-        return self._answers.pieces(tenant, batch, line, body)
+    def _results_in_database(
+        self, tenant: TenantId, batch: BatchId, cursor: ResultCursor, limit: int
+    ) -> tuple[ResultPage, int]:
+        rows, has_more = self._requests.results(tenant, batch, cursor, limit)
+        blocks = render_all(
+            batch,
+            [self._answers.line(tenant, batch, row.line) for row in rows],
+            lambda line: self._answers.pieces(
+                tenant, batch, line, self._requests.body(tenant, batch, line)
+            ),
+        )
+        has_long = any(row.line.is_long for row in rows)
+        cursor = rows[-1].cursor if rows else cursor
+        return ResultPage(blocks, has_long, cursor, complete=not has_more), len(rows)
+
+    def _results_in_files(
+        self, tenant: TenantId, files: AnswerFiles, cursor: ResultCursor, limit: int
+    ) -> tuple[ResultPage, int]:
+        found = self._requests.finished(tenant, files.batch, cursor, limit)
+        places = self._reader.places(files, [position.line for position in found])
+        before = accumulate((place.length for place in places), initial=0)
+        count = sum(size < _PAGE_BYTES for size in list(before)[: len(places)])
+        places = places[:count]
+        return (
+            ResultPage(
+                self._reader.blocks(files, places),
+                any(place.is_long for place in places),
+                found[count - 1] if count else cursor,
+                complete=count == len(found) < limit,
+            ),
+            count,
+        )

@@ -15,6 +15,8 @@ from lowtide.batches.model import (
     FINAL_STATUSES,
     Batch,
     BatchStatus,
+    Export,
+    ExportState,
     NewBatch,
     Outcomes,
     RequestStatus,
@@ -25,6 +27,7 @@ from lowtide.core.pools import Pool, Prices
 from lowtide.database.connections import acting_for
 from lowtide.events.outbox import add_event, trace_columns, trace_of
 from lowtide.files.lines import Problem
+from lowtide.files.model import object_key
 from lowtide.files.store import file_not_found
 from lowtide.objects.data_keys import add_key
 from lowtide.planning.reasons import Bound, Reason, Risk
@@ -57,12 +60,15 @@ _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
   created_at, deadline, at_risk, risk_reason, risk_since, metadata, output_expires_after, idempotency_key,
   idempotency_digest, traceparent, tracestate, start_pool, spot_price, dedicated_price, currency,
-  zero_retention)
+  input_url, output_url, export_state, export_next_at, zero_retention)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
   :created_at, :deadline, cast(:risk AS text) IS NOT NULL, :risk,
   CASE WHEN cast(:risk AS text) IS NOT NULL THEN now() END, cast(:metadata AS jsonb),
   :output_expires_after, :idempotency_key, :idempotency_digest, :traceparent, :tracestate, :start_pool,
-  :spot_price, :dedicated_price, :currency, :zero_retention)
+  :spot_price, :dedicated_price, :currency, :input_url, :output_url,
+  CASE WHEN cast(:output_url AS text) IS NOT NULL THEN 'pending' END,
+  CASE WHEN cast(:output_url AS text) IS NOT NULL THEN now() END,
+  :zero_retention)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
 # What search finds a batch by, besides its id.
@@ -79,7 +85,10 @@ UPDATE batches SET status = 'cancelling', cancelling_at = now(), at_risk = false
 WHERE id = :id AND status IN ('validating', 'in_progress', 'finalizing') AND NOT expiring
 """)
 _DROP_QUEUED = text("DELETE FROM queue WHERE batch_id = :id")
-_RUNNING = text("SELECT EXISTS (SELECT 1 FROM claims WHERE batch_id = :id)")
+_UNDRAINED = text("""
+SELECT EXISTS (SELECT 1 FROM claims WHERE batch_id = :id)
+  OR EXISTS (SELECT 1 FROM segments WHERE batch_id = :id AND split_at IS NULL)
+""")
 _DRAINED = text("""
 UPDATE batches SET drained_at = now(), nudged_at = now() WHERE id = :id
 RETURNING traceparent, tracestate
@@ -102,13 +111,8 @@ class BatchStore:
         the errors of `insert_batch`.
         """
         with acting_for(self._engine, batch.tenant) as connection:
-            source = connection.execute(_INPUT, {"id": batch.input_file}).one_or_none()
-            if source is None:
-                error = file_not_found(batch.input_file)
-                raise NotFound(error.message, param="input_file_id")
-            if source.zero_retention and batch.data_key is None:
-                raise plain_input(batch.input_file)
-            if insert_batch(connection, batch, source.object_key, source.lines, policy):
+            key, lines = _input_of(connection, batch)
+            if insert_batch(connection, batch, key, lines, policy):
                 add_event(connection, event)
                 if batch.actor is not None:
                     name = format_batch_id(batch.id)
@@ -158,7 +162,7 @@ class BatchStore:
     def cancel(
         self, tenant: TenantId, batch: BatchId, event: Event, actor: str | None = None
     ) -> tuple[Batch, bool]:
-        """Start cancelling a batch; record `event` if no request is running."""
+        """Start cancelling a batch; record `event` if it is split and no request is running."""
         with acting_for(self._engine, tenant) as connection:
             # The status changes first: after that no request of the batch can be queued again, and
             # the next statements see all of them.
@@ -168,13 +172,29 @@ class BatchStore:
             if actor is not None:
                 note(connection, tenant, actor, "batches.cancel", [format_batch_id(batch)])
             dropped = connection.execute(_DROP_QUEUED, {"id": batch}).rowcount
-            drained = not connection.execute(_RUNNING, {"id": batch}).scalar_one()
+            drained = not connection.execute(_UNDRAINED, {"id": batch}).scalar_one()
             if drained:
                 row = connection.execute(_DRAINED, {"id": batch}).one()
                 add_event(connection, replace(event, trace=trace_of(row)))
             cancelled = _load(connection, batch)
         requests_ended(RequestStatus.CANCELLED, dropped)
         return cancelled, drained
+
+
+def _input_of(connection: Connection, batch: NewBatch) -> tuple[str, int]:
+    """Return the key and the requests of the input; an import has none yet.
+
+    Raises NotFound, and InvalidRequest for a plain file of a tenant with zero retention.
+    """
+    if batch.input_url is not None:
+        return object_key(batch.input_file), 0
+    source = connection.execute(_INPUT, {"id": batch.input_file}).one_or_none()
+    if source is None:
+        error = file_not_found(batch.input_file)
+        raise NotFound(error.message, param="input_file_id")
+    if source.zero_retention and batch.data_key is None:
+        raise plain_input(batch.input_file)
+    return source.object_key, source.lines
 
 
 def _find_by_key(connection: Connection, tenant: TenantId, key: str | None) -> CursorResult[Any]:
@@ -251,6 +271,8 @@ def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
         "spot_price": batch.prices.spot,
         "dedicated_price": batch.prices.dedicated,
         "currency": batch.prices.currency,
+        "input_url": batch.input_url,
+        "output_url": batch.output_url,
         "zero_retention": batch.data_key is not None,
         **trace_columns(batch.trace),
     }
@@ -298,9 +320,19 @@ def batch_of(row: Any) -> Batch:
         trace=trace_of(row),
         pool=Pool(row.start_pool),
         expiring=row.expiring and row.expired_at is None,
+        retention=row.batch_retention
+        if row.output_expires_after is None
+        else row.output_expires_after,
+        data_ended_at=row.data_ended_at,
         zero_retention=row.zero_retention,
         risk=_risk(row) if row.at_risk and row.risk_reason is not None else None,
+        input_url=row.input_url,
+        export=_export(row) if row.output_url is not None else None,
     )
+
+
+def _export(row: Any) -> Export:
+    return Export(row.output_url, ExportState(row.export_state), row.export_error)
 
 
 def _outcomes(row: Any) -> Outcomes:

@@ -139,6 +139,7 @@ class BatchFile:
     role: str
     id: FileId
     bytes: int | None = None
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class BatchDetails:
 class LineRecord:
     """A request with its response; `start` and `length` locate its bytes in `input_key`.
 
-    `body` is the first MAX_SHOWN characters of a response of `body_bytes` bytes.
+    `body` is the beginning of a response of `body_bytes` bytes; one that `was_answered` had one.
     """
 
     state: RequestState
@@ -165,7 +166,8 @@ class LineRecord:
     start: int
     length: int
     request_id: str | None
-    body: str | None
+    was_answered: bool
+    body: bytes | None
     body_bytes: int
     input_tokens: int
     output_tokens: int
@@ -175,7 +177,11 @@ class LineRecord:
 
 @dataclass(frozen=True, slots=True)
 class LineDetails:
-    """A request with the first MAX_SHOWN bytes of its input, None if the input file is gone."""
+    """A request with the first MAX_SHOWN bytes of its input, None if the input file is gone.
+
+    The file with the response of an `is_erased` one is gone, too.
+    """
 
     record: LineRecord
     input: bytes | None
+    is_erased: bool = False

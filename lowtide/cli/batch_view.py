@@ -71,8 +71,10 @@ def facts(batch: Batch) -> dict[str, object]:
         "escalations": extra.get("escalations"),
         "cost": cost(extra["cost"]),
         "input": batch["input_file_id"],
+        "imported from": extra.get("input_url"),
         "output": batch.get("output_file_id"),
         "errors": batch.get("error_file_id"),
+        "export": _export(extra.get("export")),
         "metadata": ", ".join(f"{k}={v}" for k, v in (batch.get("metadata") or {}).items()),
         "problems": "; ".join(_problems(batch)),
     }
@@ -95,6 +97,13 @@ def _risk(risk: Mapping[str, Any] | None) -> str | None:
     if risk is None:
         return None
     return f"{risk['text']}, since {moment(risk['since'])}"
+
+
+def _export(export: Mapping[str, Any] | None) -> str | None:
+    if export is None:
+        return None
+    error = f": {export['error']}" if export["error"] else ""
+    return f"{export['url']} {export['state']}{error}"
 
 
 def _problems(batch: Batch) -> list[str]:

@@ -49,6 +49,13 @@ class Outcome(StrEnum):
 
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSONL batch file.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE|URL",
+        help="JSONL batch file, or the URL of one in a registered bucket: s3://bucket/in.jsonl.",
+    ),
+]
 Id = Annotated[str, typer.Argument(metavar="ID", help="Batch id (batch_…).")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="Batch ids (batch_…).")]
 Status = Annotated[BatchStatus | None, typer.Option(help="Only batches in this status.")]
@@ -59,10 +66,19 @@ Outcomes = Annotated[
 
 
 def submit(
-    file: File,
+    source: Source,
     window: Annotated[str, typer.Option(help="Completion window, such as 30m, 24h or 7d.")] = "24h",
     user: Annotated[
         str | None, typer.Option(help="User of the batch, shown in the portal.")
+    ] = None,
+    endpoint: Annotated[
+        str, typer.Option(help="Endpoint of the requests at a URL; a file names its own.")
+    ] = "/v1/chat/completions",
+    output_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Copy the results to this folder of a registered bucket: s3://bucket/out/."
+        ),
     ] = None,
     watch_it: Annotated[
         bool, typer.Option("--watch", help="Show progress until the batch ends.")
@@ -76,13 +92,30 @@ def submit(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Upload a file and create a batch."""
+    """Upload a file, or name one in a registered bucket, and create a batch.
+
+    A file above 64 MiB is sent in parts. If that is interrupted, run the command again: it sends
+    only what is missing.
+    """
     from lowtide.cli import client as api
+    from lowtide.cli.progress import UploadProgress
 
     with api_errors():
         client = connect(url, key, data_dir)
         start = time.monotonic()
-        batch = api.submit(client, file, window=window, user=user)
+        if "://" in source:
+            batch = api.submit_url(
+                client, source, endpoint=endpoint, window=window, user=user, output_url=output_url
+            )
+        else:
+            batch = api.submit(
+                client,
+                _file(source),
+                window=window,
+                user=user,
+                output_url=output_url,
+                progress=UploadProgress(ERR),
+            )
         if not (watch_it or out):
             print_json(batch.to_dict()) if as_json else say(batch.id)
             return
@@ -91,6 +124,14 @@ def submit(
         batch = _follow(lambda: client.batches.retrieve(batch.id), batch, quiet=as_json)
         files = {} if out is None else api.save(client, batch, out)
     _finish(batch, time.monotonic() - start, files, as_json=as_json)
+
+
+def _file(path: str) -> Path:
+    """Return an existing file; raises BadParameter."""
+    file = Path(path)
+    if not file.is_file():
+        raise typer.BadParameter(f"{path!r} is not a file.", param_hint="FILE|URL")
+    return file
 
 
 @batches.command("list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +13,7 @@ from openai import APIConnectionError, APIStatusError, OpenAI
 
 from lowtide.batches.model import FINAL_STATUSES
 from lowtide.cli.downloads import DownloadFailed, write
+from lowtide.cli.uploads import LARGE, LargeUpload
 from lowtide.core.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
 
     from openai.types import Batch
 
+    from lowtide.cli.progress import UploadProgress
 
+
+_SUBMITS = uuid.UUID("1b7d5a9e-6f0c-4c58-9f6e-0f6a5d1c2b3a")
 _RETRIES = 8
 _TIMEOUT = 600.0
 _PIECE = 1 << 20
@@ -32,17 +37,64 @@ def open_client(base_url: str, api_key: str) -> OpenAI:
     return OpenAI(base_url=base_url.rstrip("/") + "/v1", api_key=api_key, max_retries=_RETRIES)
 
 
-def submit(client: OpenAI, file: Path, *, window: str, user: str | None) -> Batch:
-    """Upload a file, and create a batch for the endpoint in its first line."""
-    with file.open("rb") as stream:
-        uploaded = client.files.create(file=(file.name, stream), purpose="batch")
-    # The client's types allow only OpenAI's own endpoints and the window 24h.
-    return client.batches.create(
-        input_file_id=uploaded.id,
-        endpoint=cast("Any", first_endpoint(file)),
-        completion_window=cast("Any", window),
-        metadata={"user": user} if user else None,
-    )
+def submit(
+    client: OpenAI,
+    file: Path,
+    *,
+    window: str,
+    user: str | None,
+    progress: UploadProgress,
+    output_url: str | None = None,
+) -> Batch:
+    """Upload a file, and create a batch for the endpoint in its first line.
+
+    A large file is sent in parts; submitting it again after an interruption sends the others.
+    """
+
+    def create(file_id: str, headers: Mapping[str, str] = {}) -> Batch:
+        # The client's types allow only OpenAI's own endpoints and the window 24h.
+        return client.batches.create(
+            input_file_id=file_id,
+            endpoint=cast("Any", first_endpoint(file)),
+            completion_window=cast("Any", window),
+            metadata={"user": user} if user else None,
+            extra_headers=headers,
+            extra_body={"output_url": output_url} if output_url else None,
+        )
+
+    if file.stat().st_size <= LARGE:
+        with file.open("rb") as stream:
+            return create(client.files.create(file=(file.name, stream), purpose="batch").id)
+    upload = LargeUpload(client, file, progress)
+    file_id = upload.finish()
+    # Of a submit that was killed before it could forget the upload, the next one finds the batch.
+    key = uuid.uuid5(_SUBMITS, msgspec.json.encode([upload.id, window, user, output_url]).decode())
+    batch = create(file_id, {"Idempotency-Key": f"submit-{key}"})
+    upload.forget()
+    return batch
+
+
+def submit_url(
+    client: OpenAI,
+    url: str,
+    *,
+    endpoint: str,
+    window: str,
+    user: str | None,
+    output_url: str | None,
+) -> Batch:
+    """Create a batch of an object in a registered bucket."""
+    from openai.types import Batch
+
+    body = {
+        "input_url": url,
+        "output_url": output_url,
+        "endpoint": endpoint,
+        "completion_window": window,
+        "metadata": {"user": user} if user else None,
+    }
+    # The client's own method requires a file id.
+    return client.post("/batches", body=body, cast_to=Batch)
 
 
 def first_endpoint(file: Path) -> str:
@@ -74,6 +126,8 @@ def stream(client: OpenAI, path: str, query: Mapping[str, str | list[str]] = {})
             params=query,
             headers=client.auth_headers,
             timeout=_TIMEOUT,
+            # A download may be at the object store, which gets no key.
+            follow_redirects=True,
         ) as response:
             if not response.is_success:
                 raise DownloadFailed(_message(response.read()))

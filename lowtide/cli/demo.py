@@ -15,7 +15,7 @@ from openai import APIStatusError, OpenAIError
 from rich.console import Console
 
 from lowtide.cli import client as api
-from lowtide.cli.progress import BatchProgress, show_summary
+from lowtide.cli.progress import BatchProgress, UploadProgress, show_summary
 from lowtide.local import runtime
 from lowtide.local.options import LocalError, Options, default_root
 
@@ -53,7 +53,7 @@ def main() -> None:
 def _run(console: Console, status: Status, file: Path, out: Path) -> bool:
     client = api.open_client(status.base_url, status.api_key)
     start = time.monotonic()
-    batch = api.submit(client, file, window="24h", user="demo")
+    batch = api.submit(client, file, window="24h", user="demo", progress=UploadProgress(console))
     console.print(f"{batch.id}: {file}", markup=False, soft_wrap=True)
     with BatchProgress(console) as progress:
         batch = api.follow(lambda: client.batches.retrieve(batch.id), batch, progress.show)

@@ -10,6 +10,7 @@ import typer
 
 from lowtide import __version__
 from lowtide.cli import batches
+from lowtide.cli.buckets import buckets
 from lowtide.cli.dead_letters import dead_letters
 from lowtide.cli.explain import explain
 from lowtide.cli.find import find
@@ -35,6 +36,7 @@ for command in (batches.show, batches.watch, batches.download, batches.cancel):
 app.command("retry-failed")(batches.retry_failed)
 app.add_typer(tenants, name="tenants")
 app.add_typer(keys, name="keys")
+app.add_typer(buckets, name="buckets")
 app.command()(rewrap_keys)
 app.add_typer(pools, name="pools")
 app.add_typer(dead_letters, name="dead-letters")
@@ -153,15 +155,15 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Validate a batch file offline with the server's checks."""
-    from lowtide.files.lines import LineReader, read_lines
+    from lowtide.files.lines import LineReader
+    from lowtide.files.validation import validate_stream
     from lowtide.services import line_limits
     from lowtide.settings import read_settings
 
     settings = read_settings()
     reader = LineReader(line_limits(settings), endpoints=settings.endpoints)
     with file.open("rb") as stream:
-        for _ in read_lines(iter(lambda: stream.read(1 << 20), b""), reader):
-            pass
+        validate_stream(stream, reader)
     if as_json:
         problems = [asdict(problem) for problem in reader.problems]
         print_json({"valid": not problems, "requests": reader.requests, "problems": problems})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +16,7 @@ import typer
 from lowtide.cli.options import DataDir, Json
 from lowtide.cli.output import moment, print_json, print_table, say
 from lowtide.cli.stack import operating
+from lowtide.core.durations import format_window, parse_span
 from lowtide.core.ids import format_key_id, parse_key_id
 from lowtide.tenants.model import LIMITS
 
@@ -40,6 +41,20 @@ def _limit(text: str) -> str:
     return text
 
 
+def _span(text: str) -> str:
+    if text != NONE and parse_span(text) is None:
+        raise typer.BadParameter(
+            f"{text!r}: use a number and a unit, such as 24h or 7d, or '{NONE}'."
+        )
+    return text
+
+
+def _seconds(span: str) -> int:
+    """Return the seconds of a retention; 0 stands for the setting's."""
+    parsed = parse_span(span)
+    return 0 if parsed is None else int(parsed.total_seconds())
+
+
 Name = Annotated[str, typer.Argument(help="Name of the tenant.")]
 KeyName = Annotated[str, typer.Option(help="Name of the key.")]
 Weight = Annotated[
@@ -60,6 +75,16 @@ Queued = Annotated[
 ]
 Running = Annotated[
     str | None, typer.Option(parser=_limit, metavar="N|none", help="Max requests running at once.")
+]
+
+Retention = Annotated[
+    str | None,
+    typer.Option(
+        parser=_span,
+        metavar="SPAN|none",
+        help="Time after a batch's end until its requests and answers are deleted, such as 7d; "
+        "'none' for LOWTIDE_BATCH_RETENTION.",
+    ),
 ]
 
 ZeroRetention = Annotated[
@@ -90,6 +115,7 @@ def create_tenant(
     active_batches: Active = None,
     queued_requests: Queued = None,
     running_requests: Running = None,
+    batch_retention: Retention = None,
     zero_retention: ZeroRetention = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -97,6 +123,7 @@ def create_tenant(
     """Create a tenant. Limits that are not given default to LOWTIDE_TENANT_*."""
     changes = _changes(
         weight,
+        batch_retention,
         zero_retention,
         requests_per_minute,
         active_batches,
@@ -116,13 +143,15 @@ def change_tenant(
     active_batches: Active = None,
     queued_requests: Queued = None,
     running_requests: Running = None,
+    batch_retention: Retention = None,
     zero_retention: ZeroRetention = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Change a tenant's weight and limits. They apply from the next request on."""
+    """Change a tenant's weight, limits and retention. They apply from the next request on."""
     changes = _changes(
         weight,
+        batch_retention,
         zero_retention,
         requests_per_minute,
         active_batches,
@@ -236,7 +265,7 @@ def _tenancy(data_dir: Path | None) -> Iterator[Tenancy]:
 
 
 def _changes(
-    weight: int | None, zero_retention: bool | None, *options: str | None
+    weight: int | None, retention: str | None, zero_retention: bool | None, *options: str | None
 ) -> TenantChanges:
     """Return the changes of options in the order of LIMITS."""
     from lowtide.tenants.service import TenantChanges
@@ -246,7 +275,8 @@ def _changes(
         for name, text in zip(LIMITS, options, strict=True)
         if text is not None
     }
-    return TenantChanges(weight, limits, zero_retention)
+    seconds = None if retention is None else _seconds(retention)
+    return TenantChanges(weight, limits, seconds, zero_retention)
 
 
 def _key_json(key: ApiKey) -> dict[str, object]:
@@ -269,20 +299,26 @@ def _tenant_json(tenant: Tenant) -> dict[str, object]:
         "name": tenant.name,
         "weight": tenant.weight,
         **_limits(tenant),
+        "batch_retention": tenant.batch_retention,
         "zero_retention": tenant.zero_retention,
         "created_at": tenant.created_at,
     }
 
 
+def _retention(seconds: int | None) -> str:
+    return NONE if seconds is None else format_window(timedelta(seconds=seconds))
+
+
 def _print_tenants(*rows: Tenant) -> None:
     names = [name.replace("_lines", "_requests").replace("_", " ") for name in LIMITS]
     print_table(
-        ("tenant", "weight", *names, "zero retention"),
+        ("tenant", "weight", *names, "retention", "zero retention"),
         [
             (
                 tenant.name,
                 tenant.weight,
                 *(NONE if limit is None else limit for limit in _limits(tenant).values()),
+                _retention(tenant.batch_retention),
                 "on" if tenant.zero_retention else "off",
             )
             for tenant in rows

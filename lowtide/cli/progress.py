@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from lowtide.cli.batch_view import cost
 from lowtide.cli.client import extension
 from lowtide.cli.output import print_facts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Self
 
     from openai.types import Batch
     from rich.console import Console
+    from rich.progress import TaskID
 
     from lowtide.cli.client import Summary
 
@@ -70,6 +82,42 @@ class BatchProgress:
         if not self._console.is_terminal and line != self._last:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         self._last = line
+
+
+class UploadProgress:
+    """Live progress of an upload in bytes, where the console is a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("uploading"),
+            BarColumn(bar_width=None),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    @contextmanager
+    def of(self, size: int, sent: int) -> Iterator[None]:
+        """Show the upload of `size` bytes, of which an earlier attempt has sent some."""
+        if sent:
+            self.note(f"Resuming: {sent / 1e6:.0f} of {size / 1e6:.0f} MB are uploaded.")
+        self._task = self._bar.add_task("", total=size, completed=sent)
+        with self._bar:
+            yield
+        self._bar.remove_task(self._task)
+
+    def add(self, count: int) -> None:
+        """Count bytes that are sent, negative if they have to be sent again."""
+        if self._task is not None:
+            self._bar.advance(self._task, count)
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _notes(batch: Batch) -> str:

@@ -63,8 +63,12 @@ def derived_file_id(batch: BatchId, role: str) -> FileId:
     Finalizing twice must write the same object, so the id is a function of the batch and `role`.
     It keeps the batch's timestamp bits, so that it sorts with its batch.
     """
-    digest = hashlib.sha256(batch.bytes + role.encode()).digest()
-    return FileId(_with_version((batch.int >> 80) << 80 | int.from_bytes(digest[:10], "big")))
+    return FileId(_derived(batch, role))
+
+
+def derived_part_id(upload: UploadId, number: int) -> PartId:
+    """Return the deterministic id of a presigned part of an upload."""
+    return PartId(_derived(upload, f"part {number}"))
 
 
 def format_batch_id(batch: BatchId) -> str:
@@ -149,6 +153,11 @@ def _parse(text: str, prefix: str) -> uuid.UUID | None:
     except ValueError:
         return None
     return value if value.hex == digits else None
+
+
+def _derived(source: uuid.UUID, role: str) -> uuid.UUID:
+    digest = hashlib.sha256(source.bytes + role.encode()).digest()
+    return _with_version((source.int >> 80) << 80 | int.from_bytes(digest[:10], "big"))
 
 
 def _with_version(value: int) -> uuid.UUID:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lowtide.http.application import Call
 
 
+_ERASED = "The response was deleted with the batch's error file."
 _MAX_BODY_BYTES = 4 << 20
 _MAX_ERROR_CODE = 256
 
@@ -94,7 +95,8 @@ def details_json(view: ShownLetter) -> Iterator[bytes]:
     response, error = None, None
     line, body = (uuid.uuid4().hex.encode() for _ in range(2))
     if answer.status_code is None or view.body is None:
-        error = types.LastError(code=answer.error_code, message=answer.error_message)
+        message = _ERASED if view.is_erased else answer.error_message
+        error = types.LastError(code=answer.error_code, message=message)
     else:
         response = types.LastAnswer(
             status_code=answer.status_code,
@@ -312,7 +314,7 @@ READ = (
             None,
             media="application/x-ndjson",
             parameters=(_WHICH, _BATCH, _ERROR_CODE, _ERROR_MESSAGE, _STATE),
-            errors=(409,),
+            errors=(404, 409),
             extension=True,
         ),
     ),

@@ -33,7 +33,7 @@ class DeadLetter(msgspec.Struct, kw_only=True):
     id: RequestId
     batch_id: BatchId
     line: int
-    custom_id: str
+    custom_id: str | None
     state: State
     attempts: int
     status_code: int | None
@@ -56,7 +56,7 @@ def fields_of(letter: model.DeadLetter) -> dict[str, Any]:
         "id": ids.format_request_id(letter.batch, letter.line),
         "batch_id": ids.format_batch_id(letter.batch),
         "line": letter.line,
-        "custom_id": letter.custom_id,
+        "custom_id": letter.custom_id or None,
         "state": letter.state.value,
         "attempts": letter.attempts,
         "status_code": letter.status_code,

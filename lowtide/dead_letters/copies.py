@@ -165,6 +165,6 @@ class Copies:
 
     def remove(self, tenant: TenantId, files: Sequence[StoredFile]) -> None:
         """Delete files that no batch reads."""
-        self._objects.delete([file.object_key for file in files])
-        for file in files:
-            self._files.removed(tenant, file.object_key)
+        keys = [file.object_key for file in files]
+        self._objects.delete(keys)
+        self._files.removed(tenant, *keys)

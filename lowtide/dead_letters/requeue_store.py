@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
+from lowtide.batches.request_store import WITH_DATA
 from lowtide.batches.store import insert_batch
 from lowtide.core.ids import BatchId, format_batch_id
 from lowtide.database.connections import acting_for
@@ -44,15 +45,16 @@ if TYPE_CHECKING:
     from lowtide.files.model import StoredFile
 
 
-NAMED = """
+NAMED = f"""
 SELECT d.line, d.state, d.requeued_as, r.start, r.length, r.checksum
 FROM (
   SELECT batch_id, line, state, requeued_as FROM dead_letters
   WHERE tenant_id = :tenant AND batch_id = :batch AND line = ANY(cast(:lines AS integer[]))
+    AND {WITH_DATA}
 ) d
 CROSS JOIN LATERAL (
   SELECT start, length, checksum FROM requests WHERE batch_id = d.batch_id AND line = d.line OFFSET 0) r
-"""
+"""  # noqa: S608
 _NAMED = text(NAMED)
 MATCHING = f"""
 SELECT d.batch_id, d.line, r.start, r.length, r.checksum
@@ -103,7 +105,7 @@ class RequeueStore:
                 rows = connection.execute(_NAMED, parameters).all()
                 unknown = set(lines).difference(row.line for row in rows)
                 if unknown:
-                    raise letter_not_found(LetterId(batch, min(unknown)), "ids")
+                    raise letter_not_found(connection, LetterId(batch, min(unknown)), "ids")
                 for row in rows:
                     builder.add(batch, row)
         return builder.selection()

@@ -10,18 +10,22 @@ from itertools import chain, groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from lowtide.batches.answers import NO_ANSWERS, is_sealed_text
+from msgspec import structs
+
+from lowtide.batches.answers import AnswerReader, AnswersGone
 from lowtide.batches.results import encode_escaped, render_all
+from lowtide.batches.sealed_answers import NO_ANSWERS, is_sealed_text
 from lowtide.core.errors import Conflict, InvalidRequest, NotFound
 from lowtide.core.ids import format_batch_id
 from lowtide.dead_letters.model import MAX_SOURCES, LetterFilter, in_blocks, of_few_sources
 from lowtide.files.lines import NO_BYTES, checksum_of
+from lowtide.objects.names import KeyDestroyed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from lowtide.batches.answers import Answers
     from lowtide.batches.results import FinishedLine
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.core.ids import BatchId, TenantId
     from lowtide.dead_letters.model import (
         DeadLetter,
@@ -51,7 +55,8 @@ class Content(StrEnum):
 class ShownLetter:
     """A letter with its line, None if the input file is gone, and its last response.
 
-    `line` and `body` yield pieces, once; `line_bytes` and `body_bytes` are their sizes.
+    `line` and `body` yield pieces, once; `line_bytes` and `body_bytes` are their sizes. The response
+    of an `is_erased` letter was deleted with the batch's error file.
     """
 
     letter: DeadLetter
@@ -60,6 +65,7 @@ class ShownLetter:
     answer: FinishedLine
     body: Iterator[bytes] | None
     body_bytes: int
+    is_erased: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ class DeadLetters:
         self._letters = letters
         self._requeues = requeues
         self._objects = objects
+        self._reader = AnswerReader(objects)
         self._max_letters = max_letters
 
     def page(
@@ -111,7 +118,7 @@ class DeadLetters:
     def get(self, tenant: TenantId, letter: LetterId) -> ShownLetter:
         """Return a letter with its input and its last response; raises NotFound."""
         record, place = self._letters.get(tenant, letter)
-        (answer,) = self._answers_of(tenant, letter.batch, [letter.line])
+        (answer,) = self._letters.answers(tenant, letter.batch, [letter.line])
         source = self._letters.sources(tenant, [letter.batch])[letter.batch]
         pieces = _line_in_pieces(self._objects, source, place)
         line: Iterator[bytes] | None
@@ -119,21 +126,52 @@ class DeadLetters:
             line = chain([next(pieces)], pieces)
         except (NotFound, Conflict):
             line = None
-        body: Iterator[bytes] | None = None
+        is_erased = False
+        body: Iterator[bytes] | None
+        try:
+            body, size = self._body(tenant, place, answer) or (None, 0)
+        except (AnswersGone, KeyDestroyed):
+            body, size, is_erased = None, 0, True
+        message = self._answers.message(tenant, letter.batch, letter.line, answer.error_message)
+        answer = structs.replace(answer, error_message=message)
+        record = self._opened(record)
+        return ShownLetter(record, line, place.length, answer, body, size, is_erased=is_erased)
+
+    def _body(
+        self, tenant: TenantId, letter: LetterLocation, answer: FinishedLine
+    ) -> tuple[Iterator[bytes], int] | None:
+        """Return the body of a last response and its size; None if there was no response."""
+        files = self._letters.answer_files(tenant, letter.batch)
+        if files is not None:
+            files.require_role("error")
+        if files is not None and files.segments:
+            (place,) = self._reader.places(files, [letter.line])
+            return self._reader.body(files, place)
         if answer.is_long:
-            body = map(str.encode, self._body(tenant, letter.batch, letter.line))
-        elif answer.body is not None:
-            body = iter([answer.body.encode()])
-        return ShownLetter(
-            self._opened(record), line, place.length, answer, body, place.answer_bytes
-        )
+            pieces = self._stored_body(tenant, letter.batch, letter.line)
+            return map(str.encode, pieces), letter.answer_bytes
+        if answer.body is None:
+            return None
+        body = self._answers.text(tenant, letter.batch, letter.line, answer.body).encode()
+        return iter([body]), len(body)
+
+    def _stored_body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
+        pieces = self._letters.body(tenant, batch, line)
+        return self._answers.pieces(tenant, batch, line, pieces)
+
+    def _stored_answers(
+        self, tenant: TenantId, batch: BatchId, lines: Sequence[int]
+    ) -> Sequence[FinishedLine]:
+        answers = self._letters.answers(tenant, batch, lines)
+        return [self._answers.line(tenant, batch, answer) for answer in answers]
 
     def download(
         self, tenant: TenantId, letter_filter: LetterFilter, content: Content, *, actor: str
     ) -> Iterator[bytes]:
         """Stream letters in order of batch and line, and record the download in the audit log.
 
-        Raises Conflict if an input file is gone.
+        Raises Conflict if an input file is gone, AnswersGone if an error file is,
+        or KeyDestroyed.
         """
         if content is Content.INPUT:
             missing = self._letters.without_input(tenant, letter_filter)
@@ -170,20 +208,24 @@ class DeadLetters:
 
     def _outputs(self, tenant: TenantId, letter_filter: LetterFilter) -> Iterator[bytes]:
         for page in self._letters.places(tenant, letter_filter):
-            for block in in_blocks(page, (place.answer_bytes for place in page), _BLOCK_BYTES):
-                batch = block[0].batch
-                answers = self._answers_of(tenant, batch, [place.line for place in block])
-                yield from render_all(batch, answers, partial(self._body, tenant, batch))
+            for batch, places in groupby(page, key=attrgetter("batch")):
+                yield from self._outputs_of(tenant, batch, list(places))
 
-    def _answers_of(
-        self, tenant: TenantId, batch: BatchId, lines: Sequence[int]
-    ) -> Sequence[FinishedLine]:
-        answers = self._letters.answers(tenant, batch, lines)
-        return [self._answers.line(tenant, batch, answer) for answer in answers]
-
-    def _body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
-        pieces = self._letters.body(tenant, batch, line)
-        return self._answers.pieces(tenant, batch, line, pieces)
+    def _outputs_of(
+        self, tenant: TenantId, batch: BatchId, letters: Sequence[LetterLocation]
+    ) -> Iterator[bytes]:
+        files = self._letters.answer_files(tenant, batch)
+        if files is not None:
+            files.require_role("error")
+        if files is not None and files.segments:
+            places = self._reader.places(files, [letter.line for letter in letters])
+            sizes = dict(zip(letters, places, strict=True))
+            for block in in_blocks(letters, (place.length for place in places), _BLOCK_BYTES):
+                yield from self._reader.blocks(files, [sizes[letter] for letter in block])
+            return
+        for block in in_blocks(letters, (letter.answer_bytes for letter in letters), _BLOCK_BYTES):
+            answers = self._stored_answers(tenant, batch, [letter.line for letter in block])
+            yield from render_all(batch, answers, partial(self._stored_body, tenant, batch))
 
     def _opened(self, letter: DeadLetter) -> DeadLetter:
         if not is_sealed_text(letter.error_message):

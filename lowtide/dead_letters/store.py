@@ -7,7 +7,9 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from lowtide.batches.request_store import IS_LONG, SHORT_BODY, body_in_pieces
+from lowtide.batches.answer_store import answer_files
+from lowtide.batches.model import data_ended
+from lowtide.batches.request_store import IS_LONG, SHORT_BODY, WITH_DATA, body_in_pieces
 from lowtide.batches.results import FinishedLine
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import BatchId, TenantId, format_request_id
@@ -31,8 +33,9 @@ from lowtide.tenants.sign_in import reading_as
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
+    from lowtide.batches.answers import AnswerFiles
     from lowtide.dead_letters.model import LetterFilter
 
 
@@ -40,7 +43,8 @@ _FILTERS = f"""(cast(:batch AS uuid) IS NULL OR batch_id = :batch)
     AND (cast(:error_code AS text) IS NULL OR error_code = :error_code)
     AND (cast(:error_message AS text) IS NULL
       OR left(error_message, {MESSAGE_LENGTH}) = :error_message)
-    AND (cast(:state AS text) IS NULL OR state = :state)"""
+    AND (cast(:state AS text) IS NULL OR state = :state)
+    AND {WITH_DATA}"""
 MATCHES = f"""tenant_id = :tenant
     AND {_FILTERS}"""
 """The condition of a filter; `matches` returns its parameters."""
@@ -107,7 +111,7 @@ GET = f"""
 SELECT d.*, r.custom_id, r.start, r.length, r.checksum, f.status_code, f.answer_bytes
 FROM dead_letters d {_JOINS}
 WHERE (cast(:tenant AS uuid) IS NULL OR d.tenant_id = :tenant)
-  AND d.batch_id = :batch AND d.line = :line
+  AND d.batch_id = :batch AND d.line = :line AND {WITH_DATA}
 """  # noqa: S608
 _GET = text(GET)
 PLACES = f"""
@@ -142,6 +146,7 @@ WHERE r.tenant_id = :tenant AND r.batch_id = :batch AND r.line = ANY(:lines)
 ORDER BY r.line
 """  # noqa: S608
 _ANSWERS = text(ANSWERS)
+_DATA_ENDED = text("SELECT data_ended_at FROM batches WHERE id = :batch")
 _PAGE_OF_PLACES = 1000
 _FIRST = LetterId(BatchId(UUID(int=0)), 0)
 
@@ -238,6 +243,11 @@ class DeadLetterStore:
         with acting_for(self._engine, tenant) as connection:
             return [FinishedLine(*row) for row in connection.execute(_ANSWERS, parameters)]
 
+    def answer_files(self, tenant: TenantId, batch: BatchId) -> AnswerFiles | None:
+        """Return the files that hold a batch's answers; None if it is not closed."""
+        with acting_for(self._engine, tenant) as connection:
+            return answer_files(connection, batch)
+
     def body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
         """Yield a long body in pieces; raises NotFound."""
         return body_in_pieces(lambda: acting_for(self._engine, tenant), batch, line)
@@ -246,8 +256,8 @@ class DeadLetterStore:
         parameters = {"tenant": tenant, "batch": letter.batch, "line": letter.line}
         with reading_as(self._engine, tenant) as connection:
             row = connection.execute(_GET, parameters).one_or_none()
-        if row is None:
-            raise letter_not_found(letter, param)
+            if row is None:
+                raise letter_not_found(connection, letter, param)
         return row
 
     def note_download(self, tenant: TenantId, actor: str, subject: str) -> None:
@@ -267,8 +277,11 @@ def matches(tenant: TenantId | None, letter_filter: LetterFilter) -> dict[str, o
     }
 
 
-def letter_not_found(letter: LetterId, param: str) -> NotFound:
-    """Return the error for an id that is no dead letter of this tenant."""
+def letter_not_found(connection: Connection, letter: LetterId, param: str) -> NotFound:
+    """Return the error for an id that is no dead letter of this tenant, or not any more."""
+    ended_at = connection.execute(_DATA_ENDED, {"batch": letter.batch}).scalar_one_or_none()
+    if ended_at is not None:
+        return data_ended(letter.batch, ended_at)
     return NotFound(
         f"Dead letter {format_request_id(*letter)!r} not found: check the id.", param=param
     )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
+_LAST_SEGMENT = 2**31 - 1
 
 
 def answer_without_body() -> None:
@@ -98,6 +99,13 @@ def received(event: CloudEvent, tracer: Tracer) -> Iterator[None]:
         except Exception as error:
             _log.error("event.failed", extra={"event_type": type_, "reason": type(error).__name__})
             raise
+
+
+def segment_of(event: CloudEvent) -> int | None:
+    """Return the number of the segment that an event is about; None if it is about a batch."""
+    data = event.get_data()
+    number = data.get("segment") if isinstance(data, dict) else None
+    return number if type(number) is int and 0 < number <= _LAST_SEGMENT else None
 
 
 def batch_of(event: CloudEvent) -> BatchId | None:

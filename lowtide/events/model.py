@@ -20,8 +20,11 @@ class EventType(StrEnum):
     """The `type` attribute of a CloudEvent."""
 
     BATCH_CREATED = "dev.lowtide.batch.created"
+    SEGMENT_CREATED = "dev.lowtide.segment.created"
     BATCH_DRAINED = "dev.lowtide.batch.drained"
     BATCH_COMPLETED = "dev.lowtide.batch.completed"
+    SEGMENT_DRAINED = "dev.lowtide.segment.drained"
+    EXPORT_REQUESTED = "dev.lowtide.export.requested"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,19 @@ def batch_event(
     """Return an event about a batch."""
     public_id = format_batch_id(batch)
     return Event(id_, type_, tenant, public_id, {"batch_id": public_id}, trace)
+
+
+def segment_event(
+    id_: uuid.UUID,
+    type_: EventType,
+    tenant: TenantId,
+    batch: BatchId,
+    segment: int,
+    trace: TraceContext | None = None,
+) -> Event:
+    """Return an event about a segment of a batch."""
+    public_id = format_batch_id(batch)
+    return Event(id_, type_, tenant, public_id, {"batch_id": public_id, "segment": segment}, trace)
 
 
 class EventSink(Protocol):

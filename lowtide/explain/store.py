@@ -88,9 +88,11 @@ class FactStore:
             row = connection.execute(_BATCH, {"batch": batch}).one_or_none()
             if row is None:
                 raise NotFound(f"Batch {format_batch_id(batch)!r} not found: check the id.")
+            record = batch_of(row)
+            record.require_data()
             # An operator's transaction acts for no tenant until now.
             connection.execute(_ACT_FOR, {"tenant": str(row.tenant_id)})
-            return self._read(connection, batch_of(row), row.running_seconds)
+            return self._read(connection, record, row.running_seconds)
 
     def _read(self, connection: Connection, batch: Batch, running_seconds: float) -> Facts:
         counts = connection.execute(_COUNTS, {"batch": batch.id, "tenant": batch.tenant}).one()
@@ -125,11 +127,13 @@ class FactStore:
 
 def _depths(batch: Batch, counts: Any) -> dict[Pool, Depth]:
     outcomes = batch.outcomes
+    # Requests of segments that are not split yet are in no table.
+    dedicated = outcomes.queued if batch.pool is Pool.DEDICATED else counts.dedicated
     spot = Depth(
-        max(0, outcomes.queued - counts.dedicated),
+        max(0, outcomes.queued - dedicated),
         max(0, outcomes.running - counts.running_dedicated),
     )
-    return {Pool.SPOT: spot, Pool.DEDICATED: Depth(counts.dedicated, counts.running_dedicated)}
+    return {Pool.SPOT: spot, Pool.DEDICATED: Depth(dedicated, counts.running_dedicated)}
 
 
 def _earlier(connection: Connection, batch: Batch) -> tuple[float, ...]:

@@ -15,8 +15,9 @@ from lowtide.core.ids import FileId, format_file_id, parse_file_id
 from lowtide.http import types
 from lowtide.http.application import error_response, json_response
 from lowtide.http.bodies import read_form
-from lowtide.http.operations import argument, page_arguments
+from lowtide.http.operations import argument, number_argument, page_arguments
 from lowtide.http.types import unix, unix_or_none
+from lowtide.objects.presigned import MAX_SIGNED_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,8 +77,11 @@ def file_content(call: Call, file_id: str) -> Response:
     """`GET /v1/files/{file_id}/content`, whole or one byte range."""
     service = call.services.files
     file = service.get(call.tenant, _id(file_id))
+    elsewhere = _presigned(call, file)
+    if elsewhere is not None:
+        return elsewhere
     start, end = 0, file.size
-    status, headers = 200, {"Accept-Ranges": "bytes", "ETag": f'"{file.sha256.hex()}"'}
+    status, headers = 200, {"Accept-Ranges": "bytes", "ETag": file.e_tag}
     byte_range = _range(call.request.headers.get("Range", ""), file.size)
     if call.request.headers.get("If-Range", headers["ETag"]) != headers["ETag"]:
         byte_range = None
@@ -98,6 +102,33 @@ def file_content(call: Call, file_id: str) -> Response:
         body = chain([next(pieces, b"")], pieces)
     headers["Content-Length"] = str(end - start)
     return Response(body, status, headers, mimetype="application/jsonl")
+
+
+def _presigned(call: Call, file: StoredFile) -> Response | None:
+    """Return the response of a presigned download; None if the bytes go through this process."""
+    if call.request.method == "HEAD":
+        return None
+    downloads, actor = call.services.presigned_downloads, call.caller.actor
+    if argument(call.request, "presign") is not None:
+        seconds = number_argument(call.request, "presign", max_value=MAX_SIGNED_SECONDS)
+        pieces, expires_at = downloads.sign(call.tenant, file.id, seconds, actor=actor)
+        response = json_response(
+            types.PresignedContent(
+                file_id=format_file_id(file.id),
+                size=file.size,
+                expires_at=unix(expires_at),
+                pieces=[types.PresignedPiece(url=piece.url, size=piece.size) for piece in pieces],
+            )
+        )
+    # The object store's entity tags differ from those that If-Range names.
+    elif (
+        "If-Range" in call.request.headers or (url := downloads.redirect(file, actor=actor)) is None
+    ):
+        return None
+    else:
+        response = Response(status=302, headers={"Location": url})
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def list_files(call: Call) -> Response:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from lowtide.files.custom_ids import CustomIds
 from lowtide.files.syntax import (
     MAX_NESTING,
     check_utf8,
@@ -31,7 +31,6 @@ MAX_MODEL: Final = 512
 _MODEL_OPTIONAL: Final = frozenset({"/v1/moderations"})
 _NO_STREAM: Final = frozenset({b"", b"null", b"false"})
 _ABSENT: Final = frozenset({b"", b"null", b'""'})
-# Ids up to this length are kept as they are, longer ones as digests, so that 50,000 stay small.
 _SHORT_ID: Final = 64
 # Bytes outside the body are parsed into objects, which take many times as much memory.
 _MAX_FRAME: Final = 1 << 20
@@ -59,7 +58,13 @@ class LineChecks:
         self.model: str | None = None
         self._model_known = False
         self._endpoints = endpoints
-        self._first_lines: dict[str | bytes, int] = {}
+        self.custom_ids = CustomIds()
+        self._first_line = self.custom_ids.short
+
+    def compact(self) -> None:
+        """Bound the memory that custom_ids take, between two chunks of the file."""
+        if self.custom_ids.compact():
+            self._first_line = self.custom_ids.short
 
     def accept(self, line: bytes, number: int) -> str | None:
         """Return the custom_id of a valid line in the usual form; None leaves it to `examine`.
@@ -84,7 +89,7 @@ class LineChecks:
             and line.endswith(body, 0, -1)
             and line.count(b'"', 0, -1 - len(memoryview(body))) == _PLAIN_QUOTES
             and is_shallow(line)
-            and self._first_lines.setdefault(custom_id, number) == number
+            and self._first_line(custom_id, number) == number
         ):
             return custom_id
         return None
@@ -141,15 +146,8 @@ class LineChecks:
         return Fault("invalid_custom_id", text, "custom_id")
 
     def _repeated_id(self, custom_id: str, number: int) -> Fault | None:
-        is_short = len(custom_id) <= _SHORT_ID
-        key = custom_id if is_short else blake2b(custom_id.encode(), digest_size=16).digest()
-        first_line = self._first_lines.setdefault(key, number)
-        if first_line == number:
-            return None
-        text = (
-            f"custom_id {custom_id!r} is already used on line {first_line}: make each one unique."
-        )
-        return Fault("duplicate_custom_id", text, "custom_id")
+        first_line = self.custom_ids.first_line(custom_id, number)
+        return None if first_line == number else repeated_id(custom_id, first_line)
 
     @staticmethod
     def _method(fields: Fields) -> Fault | None:
@@ -199,6 +197,12 @@ class LineChecks:
             return None
         text = "body.stream must be false or absent: batches do not support streaming."
         return Fault("stream_not_supported", text, "body.stream")
+
+
+def repeated_id(custom_id: str, first_line: int) -> Fault:
+    """Return the fault of a request whose custom_id an earlier line has."""
+    text = f"custom_id {custom_id!r} is already used on line {first_line}: make each one unique."
+    return Fault("duplicate_custom_id", text, "custom_id")
 
 
 def _describe_model(model: str | None) -> str:

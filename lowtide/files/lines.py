@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 import msgspec
 
-from lowtide.files.checks import LineChecks
+from lowtide.files.checks import LineChecks, repeated_id
 from lowtide.files.syntax import HALF, decode_body, without_halves
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from lowtide.files.custom_ids import Repeated
 
 
 ENDPOINTS: Final = (
@@ -97,8 +101,10 @@ class LineReader:
     """Split chunks of a file into requests, and collect its problems.
 
     Feed it the file once, in order, in chunks of any size; memory is bounded by a chunk, one line
-    and `max_lines` custom_ids. It continues after an invalid line, so that users see all problems
+    and some bytes per custom_id. It continues after an invalid line, so that users see all problems
     at once; after `max_lines` requests or `max_problems` problems it only counts requests.
+
+    In a large file, repeated custom_ids are reported only by `report_repeated`, after the end.
 
     `endpoint` is the url that every request must have; None takes the first supported one.
     """
@@ -130,6 +136,21 @@ class LineReader:
         """The model of the file; None until a request names one."""
         return self._checks.model
 
+    @property
+    def suspects(self) -> frozenset[int]:
+        """Fingerprints of custom_ids that may repeat; empty for all but the largest files."""
+        return self._checks.custom_ids.suspects()
+
+    def report_repeated(self, requests: Iterable[Repeated], content: Iterable[bytes]) -> None:
+        """Report repeated custom_ids of a large file, whose bytes are read to count its lines."""
+        found = list(islice(requests, self.limits.max_problems))
+        starts = {row.start for each in found for row in each}
+        lines = _lines_at(sorted(starts), content)
+        for each in found:
+            fault = repeated_id(each.again.custom_id, lines[each.first.start])
+            line = lines[each.again.start]
+            self._report(fault.code, fault.message, param=fault.param, line=line)
+
     def feed(self, chunk: bytes) -> list[InputLine]:
         """Parse a chunk; return the valid requests that end in it."""
         lines = chunk.split(b"\n")
@@ -147,6 +168,7 @@ class LineReader:
             else:
                 self._parse_line(line, requests)
         self._push(tail)
+        self._checks.compact()
         return requests
 
     def finish(self) -> list[InputLine]:
@@ -239,6 +261,25 @@ class LineReader:
             self.problems.append(Problem(code, message, param, line))
         elif line is None:
             self.problems[-1] = Problem(code, message)
+
+
+def _lines_at(starts: Sequence[int], content: Iterable[bytes]) -> dict[int, int]:
+    """Return the line, from 1, in which each of these bytes is."""
+    lines: dict[int, int] = {}
+    waiting = deque(starts)
+    offset, line = 0, 1
+    for chunk in content:
+        position = 0
+        while waiting and waiting[0] < offset + len(chunk):
+            start = waiting.popleft()
+            line += chunk.count(b"\n", position, start - offset)
+            position = start - offset
+            lines[start] = line
+        if not waiting:
+            break
+        line += chunk.count(b"\n", position)
+        offset += len(chunk)
+    return lines
 
 
 def read_lines(chunks: Iterable[bytes], reader: LineReader) -> Iterator[InputLine]:

@@ -10,10 +10,12 @@ from lowtide.core.pools import cost_of
 from lowtide.objects.names import data_key_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from lowtide.core.ids import FileId, TenantId
     from lowtide.core.pools import Prices
+    from lowtide.files.index import FileSegment
     from lowtide.telemetry.tracing import TraceContext
 
 
@@ -36,8 +38,11 @@ class FileStatus(StrEnum):
 class StoredFile:
     """A file whose bytes are in the object store under `object_key`.
 
-    `size` is in bytes; `endpoint` is the url of its first valid request, the default for batches;
-    `trace` is the context of the work that created it.
+    While it is only `uploaded`, not read yet, `lines` is an upper bound. `sha256` is None if the
+    bytes bypassed our processes. `size` is in bytes; `endpoint` is the url of its first valid
+    request, the default for batches, and `model` their model; `trace` is the context of the work
+    that created it. A file without an `index_key` is not indexed: it has problems, or its bytes were
+    never validated here.
     """
 
     id: FileId
@@ -46,7 +51,7 @@ class StoredFile:
     filename: str
     size: int
     lines: int
-    sha256: bytes
+    sha256: bytes | None
     object_key: str
     status: FileStatus
     status_details: str | None
@@ -54,6 +59,14 @@ class StoredFile:
     endpoint: str | None = None
     expires_at: datetime | None = None
     trace: TraceContext | None = None
+    model: str | None = None
+    index_key: str | None = None
+    segments: Sequence[FileSegment] | None = None
+
+    @property
+    def e_tag(self) -> str:
+        """The entity tag of the bytes, which never change."""
+        return f'"{self.id.hex if self.sha256 is None else self.sha256.hex()}"'
 
     @property
     def zero_retention(self) -> bool:

@@ -16,8 +16,10 @@ from lowtide.core.errors import (
     UnsupportedMediaType,
 )
 from lowtide.core.ids import FileId, format_file_id
+from lowtide.files.index import SegmentSize, index_key
 from lowtide.files.lines import Limits, LineReader
 from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
+from lowtide.files.validation import Validation
 from lowtide.objects.names import no_new_key, sealed_key
 from lowtide.telemetry.tracing import TENANT, UNTRACED
 
@@ -51,6 +53,7 @@ class UploadLimits:
     expires_after: int
     lines: Limits
     endpoints: tuple[str, ...]
+    segments: SegmentSize | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +98,19 @@ class Upload:
         self._file = file
         self._now = now
         self._tracer = tracer
-        self._reader = LineReader(limits.lines, endpoints=limits.endpoints)
         self._sha256 = hashlib.sha256()
         self._size = 0
         self._head = b""
         self._stack = ExitStack()
         self._writer = objects.open_writer(self._key)
+        reader = LineReader(limits.lines, endpoints=limits.endpoints)
+        self._validation = Validation(objects, self._key, reader, limits.segments)
 
     def __enter__(self) -> Self:
-        self._files.expect(self._tenant, self._key, data_key=self._data_key)
+        keys = self._key, index_key(self._key)
+        self._files.expect(self._tenant, *keys, data_key=self._data_key)
         self._stack.enter_context(self._writer)
+        self._stack.enter_context(self._validation)
         return self
 
     def __exit__(
@@ -123,7 +129,7 @@ class Upload:
     @property
     def checked(self) -> Checked:
         """The progress of the upload."""
-        reader = self._reader
+        reader = self._validation.reader
         return Checked(self._size, reader.requests, reader.model, tuple(reader.problems))
 
     def write(self, chunk: bytes) -> None:
@@ -143,7 +149,7 @@ class Upload:
                 param="file",
             )
         self._sha256.update(chunk)
-        self._reader.feed(chunk)
+        self._validation.feed(chunk)
         self._writer.write(chunk)
 
     def finish(
@@ -156,8 +162,9 @@ class Upload:
         check_purpose(purpose)
         attributes = {TENANT: str(self._tenant), "lowtide.file.id": format_file_id(self._file)}
         with self._tracer.span("store file", attributes=attributes) as span:
-            self._reader.finish()
+            self._validation.finish()
             self._stack.close()
+            self._validation.find_repeated()
             file = self._record(filename, expires_after, span.context)
             span.note({"lowtide.lines": file.lines, "lowtide.bytes": file.size})
             try:
@@ -166,7 +173,7 @@ class Upload:
                 # The commit may have succeeded. If it has not, the scheduler removes the orphan.
                 raise
             except BaseException:
-                self._objects.delete([file.object_key])
+                self._objects.delete([file.object_key, index_key(file.object_key)])
                 raise
             extra = {"file_id": format_file_id(file.id), "lines": file.lines, "bytes": file.size}
             _log.info("file.stored", extra=extra)
@@ -175,22 +182,25 @@ class Upload:
     def _record(
         self, filename: str, expires_after: int | None, trace: TraceContext | None
     ) -> StoredFile:
-        problems = self._reader.problems
+        reader, problems = self._validation.reader, self._validation.problems
         return StoredFile(
             id=self._file,
             tenant=self._tenant,
             purpose=Purpose.BATCH,
             filename=shown_filename(filename),
             size=self._size,
-            lines=self._reader.requests,
+            lines=reader.requests,
             sha256=self._sha256.digest(),
             object_key=self._key,
             status=FileStatus.ERROR if problems else FileStatus.PROCESSED,
             status_details=_summary(problems) if problems else None,
             created_at=self._now,
-            endpoint=self._reader.endpoint,
+            endpoint=reader.endpoint,
             expires_at=self._now + timedelta(seconds=expires_after or self._limits.expires_after),
             trace=trace,
+            model=reader.model,
+            index_key=None if problems else index_key(self._key),
+            segments=None if problems else self._validation.segments,
         )
 
 
@@ -283,14 +293,15 @@ class Files:
         return files[:limit], len(files) > limit
 
     def delete(self, tenant: TenantId, file: FileId, actor: str) -> None:
-        """Delete a file, recorded in the audit log; raises NotFound.
+        """Delete a file and what it held, recorded in the audit log; raises NotFound.
 
-        Its bytes stay while an active batch reads them.
+        Nothing reads its answers from now on. The bytes of an input stay while an active batch
+        reads them; what tables hold of its requests, the next ticks erase.
         """
-        key = self._files.remove(tenant, file, actor)
-        if key is not None:
-            self._objects.delete([key])
-            self._files.removed(tenant, key)
+        keys = self._files.remove(tenant, file, actor)
+        if keys:
+            self._objects.delete(keys)
+            self._files.removed(tenant, *keys)
 
 
 def check_purpose(purpose: str | None) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from sqlalchemy import text
 
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import FileId, TenantId, format_file_id
 from lowtide.database.connections import acting_for
 from lowtide.events.outbox import trace_columns, trace_of
+from lowtide.files.index import FileSegment, index_key
 from lowtide.files.model import FileStatus, Purpose, StoredFile
 from lowtide.objects.data_keys import add_key, destroy_unused_keys
 from lowtide.objects.names import data_key_of
@@ -25,12 +27,12 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "id, tenant_id, purpose, filename, bytes, lines, sha256, object_key, status, status_details, "
-    "created_at, endpoint, expires_at, traceparent, tracestate"
+    "created_at, endpoint, expires_at, traceparent, tracestate, model, index_key, segments"
 )
 _ADD = text(f"""
 INSERT INTO files ({_COLUMNS}) VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :lines,
   :sha256, :object_key, :status, :status_details, :created_at, :endpoint, :expires_at, :traceparent,
-  :tracestate)
+  :tracestate, :model, :index_key, cast(:segments AS jsonb))
 ON CONFLICT (id) DO NOTHING
 """)  # noqa: S608
 _GET = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id")  # noqa: S608
@@ -50,12 +52,22 @@ SELECT EXISTS (SELECT 1 FROM batches WHERE input_file_id = :id
   AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
 """)
 _REMOVE = text("DELETE FROM files WHERE id = :id")
-_ADD_ORPHAN = text("""
+_ADD_ORPHANS = text("""
 INSERT INTO orphan_objects (object_key, tenant_id, due_at)
-VALUES (:key, :tenant, now() + make_interval(secs => :after)) ON CONFLICT DO NOTHING
+SELECT key, :tenant, now() + make_interval(secs => :after) FROM unnest(cast(:keys AS text[])) AS key
+ORDER BY key
+ON CONFLICT (object_key) DO UPDATE SET due_at = least(orphan_objects.due_at, excluded.due_at)
 """)
 _IS_SEALED = text("SELECT zero_retention FROM tenants WHERE id = :tenant")
-_REMOVE_ORPHAN = text("DELETE FROM orphan_objects WHERE object_key = :key")
+# Before the deletion of the file, which forgets its batches.
+_ERASE = text("""
+INSERT INTO erasures (batch_id, tenant_id, part)
+SELECT id, tenant_id, 'output' FROM batches WHERE output_file_id = :id
+UNION ALL SELECT id, tenant_id, 'error' FROM batches WHERE error_file_id = :id
+UNION ALL SELECT id, tenant_id, 'input' FROM batches WHERE input_file_id = :id
+ON CONFLICT DO NOTHING
+""")
+_REMOVE_ORPHANS = text("DELETE FROM orphan_objects WHERE object_key = ANY(:keys)")
 # A longer upload is lost: the scheduler deletes its object as an orphan.
 _LONGEST_UPLOAD_SECONDS = 6 * 3600
 
@@ -79,14 +91,30 @@ def add_file(connection: Connection, file: StoredFile) -> None:
             "endpoint": file.endpoint,
             "expires_at": file.expires_at,
             **trace_columns(file.trace),
+            "model": file.model,
+            "index_key": file.index_key,
+            "segments": None if file.segments is None else encode_segments(file.segments),
         },
     )
 
 
 def add_expected_file(connection: Connection, file: StoredFile) -> None:
-    """Record a file whose object was expected; the object is no longer an orphan."""
+    """Record a file whose objects were expected; they are no longer orphans."""
     add_file(connection, file)
-    connection.execute(_REMOVE_ORPHAN, {"key": file.object_key})
+    remove_orphans(connection, [file.object_key, index_key(file.object_key)])
+
+
+def add_orphans(
+    connection: Connection, tenant: TenantId, keys: Sequence[str], seconds: float
+) -> None:
+    """Record objects that the scheduler deletes after `seconds`, unless a file owns them by then."""
+    parameters = {"keys": list(keys), "tenant": tenant, "after": seconds}
+    connection.execute(_ADD_ORPHANS, parameters)
+
+
+def remove_orphans(connection: Connection, keys: Sequence[str]) -> None:
+    """Drop the records of orphans."""
+    connection.execute(_REMOVE_ORPHANS, {"keys": list(keys)})
 
 
 def file_not_found(file: FileId) -> NotFound:
@@ -108,18 +136,17 @@ class FileStore:
     def expect(
         self,
         tenant: TenantId,
-        object_key: str,
+        *object_keys: str,
         seconds: float = _LONGEST_UPLOAD_SECONDS,
-        *,
         data_key: WrappedKey | None = None,
     ) -> None:
-        """Record an object as an orphan before it is written, so that a crash cannot leak it.
+        """Record objects as orphans before they are written, so that a crash cannot leak them.
 
-        Unless it is recorded as a file, the scheduler deletes it after `seconds`, and its data key.
+        Unless they are recorded as a file, the scheduler deletes them after `seconds`, and their
+        data key.
         """
-        parameters = {"key": object_key, "tenant": tenant, "after": seconds}
         with acting_for(self._engine, tenant) as connection:
-            connection.execute(_ADD_ORPHAN, parameters)
+            add_orphans(connection, tenant, object_keys, seconds)
             if data_key is not None:
                 add_key(connection, data_key)
 
@@ -159,29 +186,31 @@ class FileStore:
             )
             return [file_of(row) for row in rows]
 
-    def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> str | None:
-        """Delete a file's record; return its object's key, or None while an active batch reads it.
+    def remove(self, tenant: TenantId, file: FileId, actor: str | None = None) -> Sequence[str]:
+        """Delete a file's record; return the keys of its objects, none while a batch reads them.
 
-        Raises NotFound. The scheduler deletes the object once no active batch reads it.
+        Raises NotFound. The scheduler deletes the objects once no active batch reads them, and
+        erases what tables hold of the file.
         """
         with acting_for(self._engine, tenant) as connection:
             row = connection.execute(_LOCK, {"id": file}).one_or_none()
             if row is None:
                 raise file_not_found(file)
             is_read: bool = connection.execute(_IS_READ, {"id": file}).scalar_one()
+            connection.execute(_ERASE, {"id": file})
             connection.execute(_REMOVE, {"id": file})
-            orphan = {"key": row.object_key, "tenant": tenant, "after": 0}
-            connection.execute(_ADD_ORPHAN, orphan)
+            keys = [key for key in (row.object_key, row.index_key) if key is not None]
+            add_orphans(connection, tenant, keys, 0)
             destroy_unused_keys(connection, [data_key_of(row.object_key)])
             if actor is not None:
                 note(connection, tenant, actor, "files.delete", [format_file_id(file)])
-        return None if is_read else str(row.object_key)
+        return [] if is_read else keys
 
-    def removed(self, tenant: TenantId, object_key: str) -> None:
-        """Drop the orphan record of an object that was deleted from the store."""
+    def removed(self, tenant: TenantId, *keys: str) -> None:
+        """Drop the orphan records of objects that were deleted from the store."""
         with acting_for(self._engine, tenant) as connection:
-            connection.execute(_REMOVE_ORPHAN, {"key": object_key})
-            destroy_unused_keys(connection, [data_key_of(object_key)])
+            remove_orphans(connection, keys)
+            destroy_unused_keys(connection, map(data_key_of, keys))
 
 
 def _get(connection: Connection, file: FileId) -> StoredFile:
@@ -208,4 +237,17 @@ def file_of(row: Any) -> StoredFile:
         endpoint=row.endpoint,
         expires_at=row.expires_at,
         trace=trace_of(row),
+        model=row.model,
+        index_key=row.index_key,
+        segments=None if row.segments is None else segments_of(row.segments),
     )
+
+
+def encode_segments(segments: Sequence[FileSegment]) -> str:
+    """Return the segments of an index as JSON."""
+    return msgspec.json.encode(segments).decode()
+
+
+def segments_of(rows: Sequence[Sequence[int]]) -> tuple[FileSegment, ...]:
+    """Return the segments in a column of JSON."""
+    return tuple(FileSegment(*row) for row in rows)

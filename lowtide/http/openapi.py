@@ -36,7 +36,8 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     documented = [(route, route.operation) for route in routes if route.operation is not None]
     body_types: list[type] = [types.Error]
     for _, operation in documented:
-        body_types += [type_ for type_ in (operation.answer, operation.body) if type_ is not None]
+        bodies = (operation.answer, operation.body, operation.presigned)
+        body_types += [type_ for type_ in bodies if type_ is not None]
     _, schemas = msgspec.json.schema_components(dict.fromkeys(body_types), ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for route, operation in documented:
@@ -94,11 +95,16 @@ def _responses(operation: Operation) -> dict[str, Any]:
         name: _header(text)
         for name, text in {**_REQUEST_ID, **_RATE_LIMIT, **(operation.headers or {})}.items()
     }
-    responses: dict[str, Any] = {
-        "200": {"description": "OK", "content": content, "headers": headers}
-    }
+    whole = content
+    if operation.presigned is not None:
+        schema = {"$ref": _REF.format(name=operation.presigned.__name__)}
+        whole = {**content, JSON: {"schema": schema}}
+    responses: dict[str, Any] = {"200": {"description": "OK", "content": whole, "headers": headers}}
     if operation.partial:
         responses["206"] = {"description": "Partial Content", "content": content}
+    if operation.presigned is not None:
+        location = {"Location": _header("A presigned URL of the object store.")}
+        responses["302"] = {"description": "Found", "headers": location}
     error = {JSON: {"schema": {"$ref": _REF.format(name="Error")}}}
     for status in sorted({*operation.errors, *_COMMON_ERRORS}):
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": error}

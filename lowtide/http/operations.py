@@ -47,7 +47,8 @@ class Operation:
     """The OpenAPI operation of a route; `answer` is a type, or None for `media` without a schema.
 
     `body` is the type of a JSON body, which needs one of `body_needs`; `form` is the schema of a
-    multipart one. `errors` are the statuses beyond those of every authenticated call.
+    multipart one. With `presigned`, the type of a JSON answer, an answer may be that instead, or a
+    redirect. `errors` are the statuses beyond those of every authenticated call.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
     errors: tuple[int, ...] = ()
     partial: bool = False
+    presigned: type | None = None
     headers: Mapping[str, str] | None = None
     extension: bool = False
 
@@ -132,9 +134,14 @@ def page_arguments(request: Request, *, max_limit: int, default: int) -> PageArg
 
 def limit_argument(request: Request, *, max_limit: int, default: int) -> int:
     """Read `limit`; raises InvalidRequest."""
-    text = argument(request, "limit") or str(default)
-    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= max_limit:
-        raise InvalidRequest(f"limit must be an integer from 1 to {max_limit}.", param="limit")
+    return number_argument(request, "limit", max_value=max_limit, default=default)
+
+
+def number_argument(request: Request, name: str, *, max_value: int, default: int = 0) -> int:
+    """Read an integer from 1 to `max_value`; raises InvalidRequest."""
+    text = argument(request, name) or str(default)
+    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= max_value:
+        raise InvalidRequest(f"{name} must be an integer from 1 to {max_value}.", param=name)
     return int(text)
 
 

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 Seconds = Annotated[int, Meta(description="Unix time in seconds.")]
 FileId = Annotated[str, Meta(pattern="^file-[0-9a-f]{32}$")]
 UploadId = Annotated[str, Meta(pattern="^upload_[0-9a-f]{32}$")]
+PartId = Annotated[str, Meta(pattern="^part_[0-9a-f]{32}$")]
 BatchId = Annotated[str, Meta(pattern="^batch_[0-9a-f]{32}$")]
 MetadataKey = Annotated[str, Meta(max_length=64)]
 MetadataValue = Annotated[str, Meta(max_length=512)]
+ObjectUrl = Annotated[str, Meta(extra_json_schema={"pattern": "^(s3|gs|az)://"})]
 InputFileId = Annotated[str, Meta(extra_json_schema={"pattern": "^file-[0-9a-f]{32}$"})]
 Window = Annotated[str, Meta(extra_json_schema={"pattern": "^[1-9][0-9]{0,4}[mhd]$"})]
 # JSON Schema's integers include 7.0.
@@ -84,10 +86,29 @@ class DeletedFile(msgspec.Struct):
     object: Literal["file"] = "file"
 
 
+class PresignedPart(msgspec.Struct, kw_only=True):
+    """A part of a presigned upload: send `bytes` bytes, with these headers, to its URL."""
+
+    id: PartId
+    url: str
+    method: Literal["PUT"] = "PUT"
+    headers: dict[str, str]
+    size: int = field(name="bytes")
+    expires_at: Seconds
+
+
+class UploadExtension(msgspec.Struct, kw_only=True):
+    """The parts of a presigned upload, in the order of the file."""
+
+    transfer: Literal["presigned"] = "presigned"
+    parts: list[PresignedPart]
+
+
 class Upload(msgspec.Struct, kw_only=True):
     """An upload in parts; `bytes` is the size of the whole file.
 
-    `file` is the file of a completed upload, null once it is deleted.
+    `file` is the file of a completed upload, null once it is deleted. Only the response that creates
+    a presigned upload has `x_lowtide`.
     """
 
     id: UploadId
@@ -98,16 +119,34 @@ class Upload(msgspec.Struct, kw_only=True):
     purpose: Literal["batch"] = "batch"
     status: Literal["pending", "completed", "cancelled", "expired"]
     file: File | None
+    x_lowtide: UploadExtension | msgspec.UnsetType = msgspec.UNSET
     object: Literal["upload"] = "upload"
 
 
 class UploadPart(msgspec.Struct, kw_only=True):
     """A part of an upload."""
 
-    id: Annotated[str, Meta(pattern="^part_[0-9a-f]{32}$")]
+    id: PartId
     created_at: Seconds
     upload_id: UploadId
     object: Literal["upload.part"] = "upload.part"
+
+
+class PresignedPiece(msgspec.Struct, kw_only=True):
+    """A URL that returns the next `bytes` bytes of a file."""
+
+    url: str
+    size: int = field(name="bytes")
+
+
+class PresignedContent(msgspec.Struct, kw_only=True):
+    """URLs of a file's pieces, whose bytes in a row are the file."""
+
+    file_id: FileId
+    size: int = field(name="bytes")
+    expires_at: Seconds
+    pieces: list[PresignedPiece]
+    object: Literal["file.presigned"] = "file.presigned"
 
 
 class FilePage(msgspec.Struct, kw_only=True):
@@ -218,13 +257,28 @@ class Risk(msgspec.Struct, kw_only=True):
     bound: Bound | None
 
 
+class Export(msgspec.Struct, kw_only=True):
+    """The copy of a batch's results to the folder `url`.
+
+    It is `pending` until they are copied once the batch has ended. `error` is the last one; a
+    pending export is tried again for a day.
+    """
+
+    url: str
+    state: Literal["pending", "completed", "failed"]
+    error: str | None
+
+
 class Extension(msgspec.Struct, kw_only=True):
     """Lowtide's extension to OpenAI's Batch object.
 
-    `eta` is the expected completion, null if the batch is final or it is unknown; `risk` is null
+    `eta` is the expected completion, null if the batch is final or it is unknown; `data_ends_at` is
+    when the requests, results, events and dead letters of a final batch are or were deleted; `risk` is null
     unless the scheduler has marked the batch at risk; `pools` counts finished requests; `cost` is
     at the prices of the batch's creation; `trace_id` is the trace of the batch's work, null if it
-    has none. With `zero_retention` its answers are encrypted until their key is destroyed.
+    has none; `input_url` is the object that the input file is imported from, and `export` the copy
+    of the results to a bucket, each null without one. With `zero_retention` the answers are
+    encrypted until their key is destroyed.
     """
 
     user: str
@@ -233,12 +287,15 @@ class Extension(msgspec.Struct, kw_only=True):
     risk: Risk | None
     deadline: Seconds
     eta: Seconds | None
+    data_ends_at: Seconds | None
     pools: dict[str, int]
     cost: Cost
     interruptions: int
     retries: int
     escalations: int
     trace_id: str | None
+    input_url: str | None
+    export: Export | None
     zero_retention: bool
 
 
@@ -410,7 +467,7 @@ class Request(msgspec.Struct, kw_only=True):
 
     id: str
     line: int
-    custom_id: str
+    custom_id: str | None
     status: Literal["Queued", "Running", "Completed", "Failed", "Expired", "Cancelled"]
     dead_lettered: bool
     pool: Literal["spot", "dedicated"] | None
@@ -482,7 +539,8 @@ class ExpiresAfter(msgspec.Struct):
 class CreateUpload(msgspec.Struct, kw_only=True):
     """The file to be uploaded in parts; `bytes` is its size, `expires_after` its expiry.
 
-    With `zero_retention` the parts and the file are encrypted.
+    With the transfer `presigned`, the response has URLs of the object store for the parts. With
+    `zero_retention` the parts and the file are encrypted, which excludes that transfer.
     """
 
     size: WholeNumber = field(name="bytes")
@@ -490,11 +548,15 @@ class CreateUpload(msgspec.Struct, kw_only=True):
     mime_type: str
     purpose: Annotated[str, Meta(extra_json_schema={"enum": ["batch"]})]
     expires_after: ExpiresAfter | None = None
+    transfer: Literal["presigned"] | None = None
     zero_retention: bool = False
 
 
 class CompleteUpload(msgspec.Struct):
-    """The parts in the order of the file, and the file's MD5 in hexadecimal digits to verify."""
+    """The parts in the order of the file, and the file's MD5 in hexadecimal digits to verify.
+
+    No parts are all parts of a presigned upload, which takes no MD5.
+    """
 
     part_ids: list[str]
     md5: Annotated[str, Meta(pattern="^[0-9a-fA-F]{32}$")] | None = None
@@ -503,7 +565,9 @@ class CompleteUpload(msgspec.Struct):
 class CreateBatch(msgspec.Struct):
     """The parameters of a new batch; `inputFileId` is an alias, `userId` the batch's user.
 
-    A batch of a file with zero retention has it, too; `zero_retention` demands such a file.
+    Instead of `input_file_id`, `input_url` names an object in a registered bucket, and results are
+    copied to the folder `output_url`. A batch of a file with zero retention has it, too;
+    `zero_retention` demands such a file, and encrypts an imported one.
     """
 
     input_file_id: InputFileId | None = None
@@ -513,6 +577,8 @@ class CreateBatch(msgspec.Struct):
     output_expires_after: ExpiresAfter | None = None
     original_input_file_id: InputFileId | None = field(name="inputFileId", default=None)
     user_id: str | None = field(name="userId", default=None)
+    input_url: ObjectUrl | None = None
+    output_url: ObjectUrl | None = None
     zero_retention: bool | None = None
 
 

@@ -31,18 +31,21 @@ INSERT INTO data_keys (id, tenant_id, wrapped) VALUES (:id, :tenant, :wrapped)
 """)
 _GET = text("SELECT wrapped FROM data_keys WHERE id = :id AND tenant_id = :tenant")
 _DESTROY = text("DELETE FROM data_keys WHERE id = ANY(:ids)")
-# A file's key stays while an active batch reads it, a batch's while it is active or has a file.
+# A file's key stays while an active batch reads it, a batch's while it is active or has a file, an
+# upload's while it may get parts.
 # Scalar subqueries stay lookups by key, where NOT EXISTS would become joins with whole tables.
 DESTROY_UNUSED = """
 DELETE FROM data_keys k WHERE id = ANY(:ids)
-  AND (SELECT 1 FROM files WHERE id = k.id) IS NULL
-  AND (SELECT 1 FROM batches WHERE input_file_id = k.id
+  AND (SELECT 1 FROM files WHERE id = coalesce(k.file_id, k.id)) IS NULL
+  AND (SELECT 1 FROM batches WHERE input_file_id = coalesce(k.file_id, k.id)
     AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling') LIMIT 1) IS NULL
   AND (SELECT 1 FROM batches WHERE id = k.id
     AND (status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
       OR output_file_id IS NOT NULL OR error_file_id IS NOT NULL)) IS NULL
+  AND (SELECT 1 FROM uploads WHERE id = k.id AND status = 'pending' AND expires_at > now()) IS NULL
 """
 _DESTROY_UNUSED = text(DESTROY_UNUSED)
+_OF_FILE = text("UPDATE data_keys SET file_id = :file WHERE id = :id")
 _PAGE = text("""
 SELECT id, tenant_id, wrapped FROM data_keys
 WHERE cast(:after AS uuid) IS NULL OR id > :after ORDER BY id LIMIT :limit FOR UPDATE
@@ -163,6 +166,11 @@ def add_key(connection: Connection, key: WrappedKey) -> None:
     """Record a data key in its owner's transaction."""
     parameters = {"id": key.id.owner, "tenant": key.id.tenant, "wrapped": key.wrapped}
     connection.execute(_ADD, parameters)
+
+
+def own_key(connection: Connection, key: DataKeyId, file: UUID) -> None:
+    """Record the file whose object a key encrypts, if its id is not the owner's."""
+    connection.execute(_OF_FILE, {"id": key.owner, "file": file})
 
 
 def destroy_keys(connection: Connection, owners: Sequence[UUID]) -> None:

@@ -35,6 +35,11 @@ def joined_key(name: str) -> str:
     return _PREFIX + name
 
 
+def is_joined(key: str) -> bool:
+    """Return whether the object of a key is made of others."""
+    return key.startswith(_PREFIX)
+
+
 class JoinedObjects:
     """An object store in which an object may be made of others.
 
@@ -61,7 +66,7 @@ class JoinedObjects:
 
     def stream(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield the bytes from `start` up to `end`; raises NotFound for an unknown key."""
-        if not key.startswith(_PREFIX):
+        if not is_joined(key):
             yield from self._store.stream(key, start, end)
             return
         layout = self._layout(key)
@@ -74,7 +79,7 @@ class JoinedObjects:
 
         A range that exceeds the object is truncated, or empty.
         """
-        if not key.startswith(_PREFIX):
+        if not is_joined(key):
             return self._store.read_ranges(key, ranges)
         reads = _Reads(self._layout(key), ranges)
         return reads.join(
@@ -83,7 +88,7 @@ class JoinedObjects:
 
     async def fetch_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
         """Read ranges as `read_ranges` does, without blocking; cancelling ends the read."""
-        if not key.startswith(_PREFIX):
+        if not is_joined(key):
             return await self._store.fetch_ranges(key, ranges)
         layout = self._layouts.get(key)
         if layout is None:
@@ -97,7 +102,7 @@ class JoinedObjects:
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects, joined ones with their pieces; unknown keys are ignored."""
         for key in keys:
-            if key.startswith(_PREFIX):
+            if is_joined(key):
                 self._delete_pieces(key)
         self._store.delete(keys)
 

@@ -9,11 +9,10 @@ from uuid import UUID
 from lowtide.core.errors import Conflict, LowtideError, NotFound
 from lowtide.core.ids import TenantId
 
-SEALED: Final = "sealed/"
-"""The prefix of encrypted objects. The list of a joined one's pieces is plain, and has no text."""
 MARK: Final = "lowtide-sealed:"
 """The first characters of an encrypted text; no JSON value starts with them."""
-_SEALED_KEY: Final = re.compile(r"(?:joined/)?sealed/([0-9a-f]{32})/([0-9a-f]{32})/")
+_JOINED: Final = "joined/"
+_SEALED_KEY: Final = re.compile(r"(?:(?:joined|indexes)/)?sealed/([0-9a-f]{32})/([0-9a-f]{32})/")
 
 
 class DataKeyId(NamedTuple):
@@ -66,7 +65,16 @@ def sealed_key(data_key: DataKeyId | None, key: str) -> str:
     """
     if data_key is None:
         return key
-    return f"{SEALED}{data_key.tenant.hex}/{data_key.owner.hex}/{key}"
+    return f"sealed/{data_key.tenant.hex}/{data_key.owner.hex}/{key}"
+
+
+def is_sealed(key: str) -> bool:
+    """Return whether an object is encrypted.
+
+    So is the index of an encrypted file; the list of a joined one's pieces is plain, and has no
+    text.
+    """
+    return not key.startswith(_JOINED) and data_key_of(key) is not None
 
 
 def data_key_of(key: str) -> DataKeyId | None:

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
-from lowtide.objects.names import SEALED, DataKeyId, data_key_of
+from lowtide.objects.names import DataKeyId, data_key_of, is_sealed
 from lowtide.objects.sealing import HEADER, SEALED_SEGMENT, SEGMENT, Opener, Sealer
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ class SealedObjects:
 
     def open_writer(self, key: str) -> ObjectWriter:
         """Start an object; memory stays bounded for any size."""
-        if not key.startswith(SEALED):
+        if not is_sealed(key):
             return self._store.open_writer(key)
         return SealedWriter(self._store.open_writer(key), lambda: self._data_key(key), key)
 
     def stream(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield the bytes from `start` up to `end`; raises NotFound for an unknown key."""
-        if not key.startswith(SEALED):
+        if not is_sealed(key):
             yield from self._store.stream(key, start, end)
             return
         if end is not None and end <= start:
@@ -53,7 +53,7 @@ class SealedObjects:
 
         A range that exceeds the object is truncated, or empty.
         """
-        if not key.startswith(SEALED):
+        if not is_sealed(key):
             return self._store.read_ranges(key, ranges)
         reads = _Reads(ranges)
         data_key = self._data_key(key)
@@ -61,7 +61,7 @@ class SealedObjects:
 
     async def fetch_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
         """Read ranges as `read_ranges` does, without blocking; cancelling ends the read."""
-        if not key.startswith(SEALED):
+        if not is_sealed(key):
             return await self._store.fetch_ranges(key, ranges)
         reads = _Reads(ranges)
         data_key = await asyncio.to_thread(self._data_key, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from bisect import bisect_right
 from contextlib import contextmanager, suppress
@@ -12,12 +13,12 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import LocalStore, MemoryStore, from_url
+from obstore.store import LocalStore, MemoryStore, S3Store, from_url
 
 from lowtide.core.errors import NotFound, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -80,8 +81,22 @@ _WINDOW: Final = 4 * CHUNK
 _GAP: Final = 64 * 1024
 _FAILURES: Final = (BaseError, OSError)
 _PROBE: Final = "lowtide-probe"
-_ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-_CLOUDS: Final = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
+_ENDPOINTS: Final = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT",
+    "AZURE_ENDPOINT",
+    "AZURE_STORAGE_ENDPOINT",
+    "GOOGLE_BASE_URL",
+)
+AMAZON: Final = ("s3", "s3a")
+"""The URL schemes of S3."""
+GOOGLE: Final = ("gs",)
+"""The URL schemes of Google Cloud Storage."""
+AZURE: Final = ("az", "azure", "abfs", "abfss")
+"""The URL schemes of Azure Blob Storage."""
+CLOUDS: Final = (*AMAZON, *GOOGLE, *AZURE)
+"""The URL schemes of buckets."""
 
 
 class ObstoreObjects:
@@ -107,8 +122,8 @@ class ObstoreObjects:
                 raise ValueError(f"The object store {url!r} cannot be opened: {error}") from error
         elif scheme == "memory":
             self._store = MemoryStore()
-        elif scheme in _CLOUDS:
-            self._store = _remote(url, os.environ)
+        elif scheme in CLOUDS:
+            self._store = remote_store(url)
         else:
             raise ValueError(
                 f"The object store URL {url!r} must start with file:///, s3://, gs:// or az://."
@@ -124,14 +139,14 @@ class ObstoreObjects:
         Readers may be slow: no request to the store is open between pieces. Raises Unavailable if
         the object is replaced meanwhile.
         """
-        with _errors(key):
+        with store_errors(key):
             head = obstore.head(self._store, key)
         size = head["size"]
         end = size if end is None else min(end, size)
         for position in range(start, end, _WINDOW):
             stop = min(position + _WINDOW, end)
             options: Any = {"range": (position, stop), "if_match": head["e_tag"]}
-            with _errors(key):
+            with store_errors(key):
                 window = memoryview(obstore.get(self._store, key, options=options).bytes())
             _check_size(key, stop - position, len(window))
             for offset in range(0, len(window), CHUNK):
@@ -192,7 +207,7 @@ class ObstoreObjects:
     def _reading(self, key: str) -> Iterator[None]:
         """Convert errors; a missing folder or bucket is Unavailable, not NotFound."""
         try:
-            with _errors(key):
+            with store_errors(key):
                 yield
         except NotFound as error:
             is_missing = self._folder is not None and not self._folder.is_dir()
@@ -204,6 +219,8 @@ class ObstoreObjects:
         """Delete objects; unknown keys are ignored."""
         if not keys:
             return
+        if self._folder is not None:
+            _remove_staged(self._folder, keys)
         try:
             obstore.delete(self._store, list(keys))
         except FileNotFoundError:
@@ -217,19 +234,20 @@ class ObstoreObjects:
         """Raise Unavailable if the store does not respond, or a folder is not writable."""
         if self._folder is not None and not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
             raise Unavailable("The object store's directory is missing or not writable.")
-        with _errors():
+        with store_errors():
             obstore.list_with_delimiter(self._store, _PROBE)
 
     def _delete_one(self, key: str) -> None:
-        with suppress(NotFound), _errors(key):
+        with suppress(NotFound), store_errors(key):
             obstore.delete(self._store, key)
 
 
 class ObstoreWriter:
     """An object being written; an exception inside the block leaves nothing behind.
 
-    A killed process leaves nothing under the key either, but a staging file (`key#1` in a folder)
-    or an open multipart upload, which the bucket's lifecycle rule should expire.
+    A killed process leaves nothing under the key either, but a staging file (`key#1` in a folder),
+    which goes when the key is deleted, or an open multipart upload, which the bucket's lifecycle
+    rule should expire.
     """
 
     def __init__(self, store: Any, key: str, folder: Path | None) -> None:
@@ -241,7 +259,7 @@ class ObstoreWriter:
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
-        with _errors():
+        with store_errors():
             self._file.write(data)
 
     def __enter__(self) -> Self:
@@ -256,7 +274,7 @@ class ObstoreWriter:
         if kind is not None:
             self._abort(kind, error, trace)
             return
-        with _errors():
+        with store_errors():
             self._file.close()
             if self._folder is not None:
                 _sync(self._folder, self._key)
@@ -275,7 +293,7 @@ class ObstoreWriter:
 
 
 @contextmanager
-def _errors(key: str | None = None) -> Iterator[None]:
+def store_errors(key: str | None = None) -> Iterator[None]:
     """Convert obstore's errors; addresses stay in the cause, for the log.
 
     With a `key`, a missing file is its object: NotFound. Without one, it is the store itself.
@@ -340,14 +358,46 @@ def _folder_of(url: str) -> Path:
     return path
 
 
-def _remote(url: str, environment: Mapping[str, str]) -> Any:
-    options: Any = {"connect_timeout": "5s", "timeout": "60s"}
-    # These options replace AWS_ALLOW_HTTP, which obstore would otherwise read itself.
-    is_plaintext = any(environment.get(name, "").startswith("http://") for name in _ENDPOINTS)
-    if is_plaintext or environment.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true"}:
+def remote_store(url: str, endpoint: str | None = None) -> Any:
+    """Open a bucket with the environment's credentials, at the clouds' usual endpoint or another."""
+    # AWS_ALLOW_HTTP, too, is replaced by the options of the client.
+    endpoints = [endpoint or "", *(os.environ.get(name, "") for name in _ENDPOINTS)]
+    is_plaintext = any(each.startswith("http://") for each in endpoints)
+    is_plaintext = is_plaintext or os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true"}
+    if endpoint is None:
+        return open_cloud(url, is_plaintext=is_plaintext)
+    parts = urlsplit(url)
+    if parts.scheme in AMAZON:
+        # Only this name has precedence over AWS_ENDPOINT_URL_S3, and from_url refuses it.
+        return S3Store(
+            parts.netloc,
+            prefix=parts.path.strip("/") or None,
+            aws_endpoint_url_s3=endpoint,
+            **_client(is_plaintext=is_plaintext),
+        )
+    config: Any = {"base_url" if parts.scheme in GOOGLE else "endpoint": endpoint}
+    return open_cloud(url, is_plaintext=is_plaintext, config=config)
+
+
+def open_cloud(url: str, *, is_plaintext: bool, **settings: Any) -> Any:
+    """Open a cloud bucket with obstore's `settings`; requests time out and are retried."""
+    return from_url(url, **_client(is_plaintext=is_plaintext), **settings)
+
+
+def _client(*, is_plaintext: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"connect_timeout": "5s", "timeout": "60s"}
+    if is_plaintext:
         options["allow_http"] = True
-    retries: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
-    return from_url(url, client_options=options, retry_config=retries)
+    retries = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+    return {"client_options": options, "retry_config": retries}
+
+
+def _remove_staged(folder: Path, keys: Sequence[str]) -> None:
+    """Remove the staging files that killed processes left."""
+    for key in keys:
+        path = folder / key
+        for staged in path.parent.glob(f"{glob.escape(path.name)}#*"):
+            staged.unlink(missing_ok=True)
 
 
 def _sync(folder: Path, key: str) -> None:

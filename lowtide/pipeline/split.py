@@ -1,178 +1,30 @@
-"""Splitting a batch's file into queued requests, in one transaction."""
+"""Splitting a batch's file into queued requests, a segment at a time."""
 
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING
 
-import msgspec
-from sqlalchemy import text
-
-from lowtide.core.errors import NotFound
-from lowtide.core.ids import TenantId, format_batch_id
-from lowtide.database.connections import begin
-from lowtide.files.lines import Limits, LineReader, Problem, read_lines
+from lowtide.core.errors import NotFound, Unavailable
+from lowtide.core.ids import format_batch_id
+from lowtide.files.index import index_key, render_rows
+from lowtide.files.lines import InputLine, LineReader, Problem
+from lowtide.files.validation import Validation
 from lowtide.objects.names import Damaged
-from lowtide.search.indexing import enqueue
+from lowtide.pipeline.split_store import DamagedIndex, Index
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from sqlalchemy import Connection, Engine
+    from collections.abc import Iterator, Sequence
 
     from lowtide.core.ids import BatchId
-    from lowtide.files.lines import InputLine
+    from lowtide.events.publisher import Publisher
+    from lowtide.files.index import SegmentSize
+    from lowtide.files.lines import Limits
     from lowtide.objects.store import ObjectStore
+    from lowtide.pipeline.split_store import Segment, SplitJob, SplitStore
     from lowtide.telemetry.tracing import Span, Tracer
-
-
-@dataclass(frozen=True, slots=True)
-class SplitJob:
-    """A batch whose file waits to be split."""
-
-    batch: BatchId
-    tenant: TenantId
-    input_key: str
-    endpoint: str
-
-
-_JOB = text("""
-SELECT tenant_id, input_key, endpoint FROM batches WHERE id = :batch AND status = 'validating'
-""")
-# COPY cannot write to a table with row-level security, hence the detour.
-_INCOMING = text("""
-CREATE TEMPORARY TABLE incoming (
-  line integer, start bigint, length integer, checksum integer, custom_id text)
-ON COMMIT DROP
-""")
-_COPY = "COPY incoming FROM STDIN"
-_STORE = text("""
-INSERT INTO requests (batch_id, tenant_id, line, start, length, checksum, custom_id)
-SELECT :batch, :tenant, line, start, length, checksum, custom_id FROM incoming
-""")
-_QUEUE = text("""
-INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
-SELECT b.id, b.tenant_id, b.deadline, now(), now(), i.line, b.start_pool
-FROM incoming i, batches b WHERE b.id = :batch
-""")
-_START = text("""
-UPDATE batches SET status = 'in_progress', in_progress_at = now(), nudged_at = now(),
-  total = :total, model = :model
-WHERE id = :batch AND status = 'validating'
-""")
-_REJECT = text("""
-UPDATE batches SET status = 'failed', failed_at = now(), errors = cast(:errors AS jsonb)
-WHERE id = :batch AND status = 'validating'
-""")
-_BLOCK_LINES = 1000
-_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
-
-
-class SplitTransaction:
-    """A split in progress; nothing of it is visible until the block ends without an exception."""
-
-    def __init__(self, connection: Connection, job: SplitJob) -> None:
-        self._connection = connection
-        self.job = job
-
-    def write(self, lines: Iterable[InputLine]) -> int:
-        """Copy requests into a temporary table as they are read; return how many."""
-        source = _CopySource(lines)
-        self._connection.execute(_INCOMING)
-        cursor: Any = self._connection.connection.cursor()
-        try:
-            cursor.execute(_COPY, stream=source.blocks())
-        finally:
-            cursor.close()
-        if source.failure is not None:
-            raise source.failure
-        return source.count
-
-    def start(self, total: int, model: str | None) -> bool:
-        """Store and queue what was written; return False if the batch was cancelled meanwhile."""
-        self._connection.execute(_STORE, {"batch": self.job.batch, "tenant": self.job.tenant})
-        self._connection.execute(_QUEUE, {"batch": self.job.batch})
-        result = self._connection.execute(
-            _START, {"batch": self.job.batch, "total": total, "model": model}
-        )
-        if result.rowcount != 1:
-            self.discard()
-            return False
-        enqueue(self._connection, self.job.batch, self.job.tenant)
-        return True
-
-    def discard(self) -> None:
-        """Undo what was written."""
-        self._connection.rollback()
-
-
-class _CopySource:
-    """Rows in COPY's text format; an error of the source ends the copy and is kept as `failure`:
-
-    an exception inside the driver's copy loop would leave the connection in copy mode.
-    """
-
-    def __init__(self, lines: Iterable[InputLine]) -> None:
-        self._lines = lines
-        self.count = 0
-        self.failure: Exception | None = None
-
-    def blocks(self) -> Iterator[bytes]:
-        try:
-            yield from self._encoded()
-        except Exception as failure:  # noqa: BLE001 - raised again where COPY ends
-            self.failure = failure
-
-    def _encoded(self) -> Iterator[bytes]:
-        lines = iter(self._lines)
-        while rows := [_row(line) for line in islice(lines, _BLOCK_LINES)]:
-            self.count += len(rows)
-            yield "".join(rows).encode()
-
-
-def _row(line: InputLine) -> str:
-    custom_id = line.custom_id
-    if "\\" in custom_id or not custom_id.isprintable():
-        custom_id = custom_id.translate(_ESCAPES)
-    checksum = r"\N" if line.checksum is None else line.checksum
-    return f"{line.number}\t{line.offset}\t{line.length}\t{checksum}\t{custom_id}\n"
-
-
-class SplitStore:
-    """Transactions of splits, one at a time per batch."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    @contextmanager
-    def open(self, batch: BatchId) -> Iterator[SplitTransaction | None]:
-        """Open the transaction of a split; None if there is nothing (left) to split.
-
-        Of two deliveries of the same event, one waits for the other here, and finds the split done.
-        """
-        with begin(self._engine) as connection:
-            connection.execute(
-                text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"),
-                {"key": f"split {batch}"},
-            )
-            row = connection.execute(_JOB, {"batch": batch}).one_or_none()
-            if row is None:
-                yield None
-            else:
-                tenant = TenantId(row.tenant_id)
-                yield SplitTransaction(
-                    connection, SplitJob(batch, tenant, row.input_key, row.endpoint)
-                )
-
-    def reject(self, batch: BatchId, problems: Sequence[Problem]) -> None:
-        """Fail a batch because of problems in its file."""
-        errors = msgspec.json.encode([asdict(problem) for problem in problems]).decode()
-        with begin(self._engine) as connection:
-            connection.execute(_REJECT, {"batch": batch, "errors": errors})
 
 
 _log = logging.getLogger(__name__)
@@ -183,10 +35,23 @@ _INPUT_MISSING = Problem(
 _INPUT_DAMAGED = Problem(
     "input_corrupt", "The input file was changed in the object store: upload it again."
 )
+_ROWS_AT_ONCE = 1000
+
+
+class _Rejected(Exception):
+    """A file with problems."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__()
+        self.problems = problems
+
+
+class _Ended(Exception):
+    """A batch that ended while its file was being validated."""
 
 
 class Splitter:
-    """Splits files, one transaction per file.
+    """Splits files, one transaction per segment.
 
     A process that dies half-way leaves nothing behind, and the event's next delivery starts over.
     """
@@ -196,42 +61,159 @@ class Splitter:
         splits: SplitStore,
         objects: ObjectStore,
         limits: Limits,
+        publisher: Publisher,
         *,
+        size: SegmentSize | None = None,
+        keep_alive: float = 5.0,
         tracer: Tracer = UNTRACED,
     ) -> None:
         self._splits = splits
         self._objects = objects
         self._limits = limits
+        self._publisher = publisher
+        self._size = size
+        self._keep_alive = keep_alive
         self._tracer = tracer
 
     def split(self, batch: BatchId) -> None:
-        """Queue every request of a batch's file, or fail the batch with all problems found.
+        """Queue the first segment of a batch and announce the others, or fail it with all problems.
 
-        A batch that was already split, failed or cancelled is left as it is.
+        A file without an index of the same checks is validated first. A batch that was already
+        split, failed or cancelled is left as it is.
         """
         with self._tracer.span("split", attributes={BATCH: format_batch_id(batch)}) as span:
-            self._split(batch, span)
+            job = self._splits.job(batch, self._limits.max_lines)
+            if job is not None:
+                span.note({TENANT: str(job.tenant)})
+                self._split(job, span)
 
-    def _split(self, batch: BatchId, span: Span) -> None:
-        with self._splits.open(batch) as split:
+    def split_segment(self, batch: BatchId, number: int) -> None:
+        """Queue another segment of a batch; if the batch is ending, only store its requests.
+
+        A segment that was already split is left as it is.
+        """
+        attributes = {BATCH: format_batch_id(batch)}
+        with self._tracer.span("split segment", attributes=attributes):
+            try:
+                is_queued = self._copy_segment(batch, number)
+            except DamagedIndex:
+                is_queued = self._repair_segment(batch, number)
+            if is_queued is None:
+                return
+            if not is_queued:
+                self._publisher.publish(self._splits.drain(batch))
+            _log.info("segment.split", extra={"segment": number, "queued": is_queued})
+
+    def _split(self, job: SplitJob, span: Span) -> None:
+        try:
+            try:
+                if job.index is not None:
+                    self._require_input(job)
+                self._start(job, job.index or self._validate(job), span)
+            except DamagedIndex:
+                self._start(job, self._validate(job), span)
+        except _Rejected as rejected:
+            span.note({"lowtide.problems": len(rejected.problems)})
+            self._splits.reject(job.batch, rejected.problems)
+            _log.info("batch.rejected", extra={"problems": len(rejected.problems)})
+        except _Ended:
+            return
+
+    def _start(self, job: SplitJob, index: Index, span: Span) -> None:
+        with self._splits.open(job, index.segments) as split:
             if split is None:
                 return
-            span.note({TENANT: str(split.job.tenant)})
-            reader = LineReader(self._limits, endpoint=split.job.endpoint)
-            chunks = self._objects.stream(split.job.input_key)
-            try:
-                lines, problems = split.write(read_lines(chunks, reader)), reader.problems
-            except NotFound:
-                lines, problems = 0, [_INPUT_MISSING]
-            except Damaged:
-                lines, problems = 0, [_INPUT_DAMAGED]
-            span.note({"lowtide.lines": lines, "lowtide.problems": len(problems)})
-            if problems:
-                split.discard()
-            elif not split.start(lines, reader.model):
-                return
-        if problems:
-            self._splits.reject(batch, problems)
-            _log.info("batch.rejected", extra={"problems": len(problems)})
+            split.copy(self._rows(job, split.segment))
+            events = split.start(index)
+        if events is None:
             return
-        _log.info("batch.split", extra={"lines": lines})
+        self._publisher.publish(events)
+        lines = sum(segment.lines for segment in index.segments)
+        span.note({"lowtide.lines": lines})
+        _log.info("batch.split", extra={"lines": lines, "segments": len(index.segments)})
+
+    def _copy_segment(self, batch: BatchId, number: int) -> bool | None:
+        with self._splits.open_segment(batch, number) as split:
+            if split is None:
+                return None
+            split.copy(self._rows(split.job, split.segment))
+            return split.finish()
+
+    def _repair_segment(self, batch: BatchId, number: int) -> bool | None:
+        """Split a segment whose index is damaged: write the index again.
+
+        Without the input, nothing is known of its requests but their number: they fail like all
+        requests whose input is gone.
+        """
+        with self._splits.open_segment(batch, number) as split:
+            if split is None:
+                return None
+            job = split.job
+        try:
+            self._validate(job)
+            return self._copy_segment(batch, number)
+        except _Ended:
+            pass
+        except (_Rejected, DamagedIndex) as error:
+            if isinstance(error, DamagedIndex) and isinstance(error.__cause__, Damaged):
+                # Encrypted, the same index has other bytes each time that a segment writes it.
+                raise Unavailable("The index was replaced while it was read: try again.") from error
+            _log.warning("segment.lost", extra={"segment": number})
+        with self._splits.open_segment(batch, number) as split:
+            if split is None:
+                return None
+            split.copy(_unknown_rows(split.segment))
+            return split.finish()
+
+    def _rows(self, job: SplitJob, segment: Segment) -> Iterator[bytes]:
+        try:
+            yield from self._objects.stream(index_key(job.input_key), segment.start, segment.end)
+        except (NotFound, Damaged) as error:
+            raise DamagedIndex from error
+
+    def _require_input(self, job: SplitJob) -> None:
+        """Raise _Rejected if the file is gone, or cannot be decrypted."""
+        try:
+            self._objects.read_ranges(job.input_key, [(0, 1)])
+        except NotFound as error:
+            raise _Rejected([_INPUT_MISSING]) from error
+        except Damaged as error:
+            raise _Rejected([_INPUT_DAMAGED]) from error
+
+    def _validate(self, job: SplitJob) -> Index:
+        """Check a file and write its index; raises _Rejected, or _Ended."""
+        reader = LineReader(self._limits, endpoint=job.endpoint)
+        validation = Validation(self._objects, job.input_key, reader, self._size)
+        self._splits.expect_index(job)
+        try:
+            with validation:
+                for chunk in self._alive(job):
+                    validation.feed(chunk)
+                validation.finish()
+            validation.find_repeated()
+        except NotFound as error:
+            raise _Rejected([_INPUT_MISSING]) from error
+        except Damaged as error:
+            raise _Rejected([_INPUT_DAMAGED]) from error
+        if reader.problems:
+            raise _Rejected(reader.problems)
+        index = Index(reader.model, validation.segments)
+        self._splits.record_index(job, index)
+        return index
+
+    def _alive(self, job: SplitJob) -> Iterator[bytes]:
+        """Yield the bytes of a file, and keep the batch from being announced again meanwhile."""
+        due = time.monotonic() + self._keep_alive
+        for chunk in self._objects.stream(job.input_key):
+            if time.monotonic() > due:
+                if not self._splits.keep_alive(job.batch):
+                    raise _Ended
+                due = time.monotonic() + self._keep_alive
+            yield chunk
+
+
+def _unknown_rows(segment: Segment) -> Iterator[bytes]:
+    end = segment.first_line + segment.lines
+    for start in range(segment.first_line, end, _ROWS_AT_ONCE):
+        numbers = range(start, min(start + _ROWS_AT_ONCE, end))
+        yield render_rows([InputLine(number, "", 0, 0) for number in numbers])

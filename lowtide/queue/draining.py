@@ -1,4 +1,4 @@
-"""Detection, exactly once, of a batch that has no request left to run."""
+"""Detection, exactly once, of a batch that is split and has no request left to run."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ WHERE CASE WHEN (
     SELECT q.line FROM queue q WHERE q.pool = b.pool AND q.batch_id = b.id
       AND (q.available_at, q.line) > (b.at, b.line)
     ORDER BY q.available_at, q.line LIMIT 1) IS NOT NULL THEN false
+  WHEN (SELECT s.number FROM segments s WHERE s.batch_id = b.id AND s.split_at IS NULL
+    ORDER BY s.number LIMIT 1) IS NOT NULL THEN false
   ELSE (SELECT q.line FROM queue q WHERE q.batch_id = b.id ORDER BY q.line LIMIT 1) IS NULL END
 ORDER BY b.id
 """
@@ -44,6 +46,7 @@ UPDATE batches b SET drained_at = now(), nudged_at = now(),
 WHERE id = ANY(:batches) AND drained_at IS NULL AND status IN ('in_progress', 'cancelling')
   AND NOT EXISTS (SELECT 1 FROM queue q WHERE q.batch_id = b.id)
   AND NOT EXISTS (SELECT 1 FROM claims c WHERE c.batch_id = b.id)
+  AND NOT EXISTS (SELECT 1 FROM segments s WHERE s.batch_id = b.id AND s.split_at IS NULL)
 RETURNING id, tenant_id, traceparent, tracestate
 """)
 

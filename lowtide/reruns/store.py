@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
-from lowtide.batches.model import BatchStatus
+from lowtide.batches.model import BatchStatus, data_ended
 from lowtide.batches.store import insert_batch
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import format_batch_id
@@ -78,7 +78,7 @@ class FailedPage:
 
 
 _COUNT = text("""
-SELECT b.status, b.total,
+SELECT b.status, b.total, b.data_ended_at,
   (SELECT count(*) FROM results WHERE batch_id = b.id) AS ended,
   (SELECT count(*) FROM results WHERE batch_id = b.id AND NOT succeeded) AS failed,
   (SELECT count(*) FROM dead_letters WHERE batch_id = b.id AND state = 'open') AS letters,
@@ -129,6 +129,8 @@ class RerunStore:
         if row is None:
             name = format_batch_id(batch)
             raise NotFound(f"Batch {name!r} not found: check the id.", param="batch_id")
+        if row.data_ended_at is not None:
+            raise data_ended(batch, row.data_ended_at)
         status = BatchStatus(row.status)
         counts = {Failure.FAILED: row.failed - row.handled}
         counts |= {

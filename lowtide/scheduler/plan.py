@@ -164,14 +164,18 @@ _LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended('plan', 0))")
 # takes longer the more there are.
 BATCHES = """
 SELECT b.id, b.deadline, b.model,
-  greatest(0, b.total - t.ended - d.dedicated - c.running_spot - c.running_dedicated) AS spot,
-  d.dedicated, c.running_spot, c.running_dedicated, 0 AS unsplit, t.ended, t.retried,
+  greatest(0, b.total - s.unsplit - t.ended - d.dedicated - c.running_spot - c.running_dedicated)
+    AS spot,
+  d.dedicated, c.running_spot, c.running_dedicated, s.unsplit, t.ended, t.retried,
   b.start_pool = 'dedicated' AS pinned
 FROM batches b CROSS JOIN LATERAL (
   SELECT coalesce(sum(completed + failed), 0) AS ended, coalesce(sum(retried), 0) AS retried
   FROM tallies WHERE batch_id = b.id) t
 CROSS JOIN LATERAL (
   SELECT count(*) AS dedicated FROM queue WHERE pool = 'dedicated' AND batch_id = b.id) d
+CROSS JOIN LATERAL (
+  SELECT coalesce(sum(lines), 0) AS unsplit FROM segments
+  WHERE batch_id = b.id AND split_at IS NULL) s
 CROSS JOIN LATERAL (
   SELECT count(*) FILTER (WHERE pool = 'spot') AS running_spot,
     count(*) FILTER (WHERE pool = 'dedicated') AS running_dedicated

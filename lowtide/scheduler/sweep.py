@@ -12,7 +12,7 @@ from lowtide.batches.model import RequestStatus
 from lowtide.core.ids import BatchId, TenantId, format_batch_id
 from lowtide.core.pools import Pool
 from lowtide.database.connections import begin
-from lowtide.events.model import EventType, batch_event
+from lowtide.events.model import EventType, batch_event, segment_event
 from lowtide.events.outbox import add_event, trace_of
 from lowtide.objects.data_keys import destroy_unused_keys
 from lowtide.objects.names import data_key_of
@@ -48,6 +48,7 @@ _UNDRAINED = text("""
 SELECT id FROM batches WHERE status IN ('in_progress', 'cancelling') AND drained_at IS NULL
   AND NOT EXISTS (SELECT 1 FROM queue WHERE batch_id = id)
   AND NOT EXISTS (SELECT 1 FROM claims WHERE batch_id = id)
+  AND NOT EXISTS (SELECT 1 FROM segments WHERE batch_id = id AND split_at IS NULL)
 """)
 _STALLED = text("""
 UPDATE batches b SET nudged_at = now()
@@ -56,6 +57,29 @@ WHERE (status IN ('validating', 'finalizing') OR status IN ('cancelling', 'in_pr
   AND nudged_at <= now() - make_interval(secs => :age)
 RETURNING id, tenant_id, status, traceparent, tracestate
 """)
+# Segments that are not split while none of their batch was for some time.
+STALLED_SEGMENTS = """
+WITH stalled AS (
+  UPDATE batches b SET nudged_at = now()
+  WHERE status IN ('in_progress', 'cancelling') AND drained_at IS NULL
+    AND nudged_at <= now() - make_interval(secs => :age)
+    AND EXISTS (SELECT 1 FROM segments s WHERE s.batch_id = b.id AND s.split_at IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM segments s
+      WHERE s.batch_id = b.id AND s.split_at > now() - make_interval(secs => :age))
+  RETURNING id, tenant_id, traceparent, tracestate
+)
+SELECT b.*, s.number FROM stalled b CROSS JOIN LATERAL (
+  SELECT number FROM segments WHERE batch_id = b.id AND split_at IS NULL ORDER BY number) s
+"""
+_STALLED_SEGMENTS = text(STALLED_SEGMENTS)
+# A copy in progress has moved its own next announcement.
+EXPORTS_DUE = """
+UPDATE batches SET export_next_at = now() + make_interval(secs => :age)
+WHERE export_state = 'pending' AND status IN ('completed', 'failed', 'expired', 'cancelled')
+  AND export_next_at <= now()
+RETURNING id, tenant_id, traceparent, tracestate
+"""
+_EXPORTS_DUE = text(EXPORTS_DUE)
 # A new announcement replaces those that still wait in the outbox.
 _FORGET_ANNOUNCED = text("""
 DELETE FROM outbox WHERE type = ANY(:types) AND subject = ANY(:subjects)
@@ -106,17 +130,31 @@ GROUP BY batch_id, pool, lease_id, tenant_id ORDER BY batch_id, pool, lease_id
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET failed = t.failed + excluded.failed,
   dead_lettered = t.dead_lettered + excluded.dead_lettered
 """)
-_EXPIRE_FILES = text("""
+# What a deletion of the file by a user would leave behind, too.
+EXPIRE_FILES = """
 WITH expired AS (
   DELETE FROM files WHERE ctid = ANY(ARRAY(
     SELECT f.ctid FROM files f
     WHERE f.expires_at <= now()
     ORDER BY f.expires_at LIMIT :limit FOR UPDATE SKIP LOCKED))
-  RETURNING object_key, tenant_id
+  RETURNING id, object_key, tenant_id, index_key
+), orphaned AS (
+  INSERT INTO orphan_objects (object_key, tenant_id, due_at)
+  SELECT key, tenant_id, now() FROM expired CROSS JOIN unnest(ARRAY[object_key, index_key]) AS key
+  WHERE key IS NOT NULL
+  ON CONFLICT (object_key) DO UPDATE SET due_at = least(orphan_objects.due_at, excluded.due_at)
 )
-INSERT INTO orphan_objects (object_key, tenant_id, due_at)
-SELECT object_key, tenant_id, now() FROM expired ON CONFLICT DO NOTHING
-""")
+INSERT INTO erasures (batch_id, tenant_id, part)
+SELECT b.* FROM expired e CROSS JOIN LATERAL (
+  (SELECT id, tenant_id, 'output' AS part FROM batches WHERE output_file_id = e.id OFFSET 0)
+  UNION ALL
+  (SELECT id, tenant_id, 'error' FROM batches WHERE error_file_id = e.id OFFSET 0)
+  UNION ALL
+  (SELECT id, tenant_id, 'input' FROM batches WHERE input_file_id = e.id OFFSET 0)
+) b
+ON CONFLICT DO NOTHING
+"""
+_EXPIRE_FILES = text(EXPIRE_FILES)
 _FORGET_UPLOADS = text("""
 WITH forgotten AS (
   DELETE FROM uploads WHERE ctid = ANY(ARRAY(
@@ -126,16 +164,43 @@ WITH forgotten AS (
 )
 DELETE FROM data_keys WHERE id IN (SELECT id FROM forgotten)
 """)
+# The id of a file in the key of its object, of a piece of it, or of the list of its pieces. A colon
+# would start the name of a parameter.
+_FILE_KEY = r"^(?\:(?\:joined/)?sealed/[0-9a-f]{32}/[0-9a-f]{32}/)?[a-z]+/([0-9a-f]{32})"
+# True of an object of a file, and of the answers' index of a batch that still has a file. Scalar
+# subqueries stay lookups by key, whatever the statistics.
+_IS_OWNED = f"""coalesce(
+    (SELECT true FROM files WHERE id =
+      cast(substring(o.object_key FROM '{_FILE_KEY}') AS uuid)),
+    (SELECT output_file_id IS NOT NULL OR error_file_id IS NOT NULL
+        OR status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+      FROM batches WHERE id =
+        cast(substring(o.object_key FROM '^answers/([0-9a-f]{{32}})/') AS uuid)), false)"""  # noqa: S608
+# Locked first: a deletion of the file makes them orphans again, and must not be missed.
+_OWNED = text(f"""
+SELECT object_key FROM orphan_objects o WHERE due_at <= now() AND {_IS_OWNED}
+ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
+""")  # noqa: S608
+_FORGET_OWNED = text(f"""
+DELETE FROM orphan_objects o WHERE object_key = ANY(:keys) AND {_IS_OWNED}
+""")  # noqa: S608
 # The input of an active batch stays until the batch ends, even if its file was deleted or expired.
-_ORPHAN_OBJECTS = text("""
-SELECT object_key FROM orphan_objects WHERE due_at <= now() AND object_key NOT IN (
-  SELECT input_key FROM batches
-  WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
+ORPHANS = f"""
+SELECT object_key FROM orphan_objects o WHERE due_at <= now() AND NOT {_IS_OWNED}
+  AND object_key NOT IN (
+    SELECT unnest(ARRAY[input_key, 'indexes/' || input_key]) FROM batches
+    WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
 ORDER BY due_at LIMIT :limit
-""")
+"""  # noqa: S608
+_ORPHAN_OBJECTS = text(ORPHANS)
 _FORGET_ORPHAN_OBJECTS = text("DELETE FROM orphan_objects WHERE object_key = ANY(:keys)")
 _LEASES_PER_SET = 40
-_STEPS = [EventType.BATCH_CREATED.value, EventType.BATCH_DRAINED.value]
+_SEGMENT = EventType.SEGMENT_CREATED
+_STEPS = [
+    EventType.BATCH_CREATED.value,
+    EventType.BATCH_DRAINED.value,
+    EventType.SEGMENT_DRAINED.value,
+]
 
 
 class SweepStore:
@@ -153,6 +218,8 @@ class SweepStore:
         self._finish_cancelling(cancel_grace)
         self._drain_missed()
         self._restart_stalled(stalled_after)
+        self._restart_segments(stalled_after)
+        self._announce_exports(stalled_after)
         dead_lettered = [row.in_time for row in lost_requests if self._is_poison(row)]
         return SweepResult(
             reaped=len(lost_requests),
@@ -171,6 +238,9 @@ class SweepStore:
             connection.execute(_EXPIRE_FILES, {"limit": limit})
         with begin(self._engine) as connection:
             connection.execute(_FORGET_UPLOADS, {"limit": limit})
+        with begin(self._engine) as connection:
+            owned = connection.execute(_OWNED, {"limit": limit}).scalars().all()
+            connection.execute(_FORGET_OWNED, {"keys": list(owned)})
         with begin(self._engine) as connection:
             keys = connection.execute(_ORPHAN_OBJECTS, {"limit": limit}).scalars().all()
             destroy_unused_keys(connection, map(data_key_of, keys))
@@ -263,6 +333,30 @@ class SweepStore:
                 waits_for_split = row.status == "validating"
                 type_ = EventType.BATCH_CREATED if waits_for_split else EventType.BATCH_DRAINED
                 tenant, batch = TenantId(row.tenant_id), BatchId(row.id)
+                event = batch_event(self._new_id(), type_, tenant, batch, trace_of(row))
+                add_event(connection, event, delay=0)
+
+    def _restart_segments(self, age: float) -> None:
+        """Announce again the segments of batches without a split for `age` seconds."""
+        with begin(self._engine) as connection:
+            stalled = connection.execute(_STALLED_SEGMENTS, {"age": age}).all()
+            subjects = sorted({format_batch_id(BatchId(row.id)) for row in stalled})
+            if stalled:
+                connection.execute(
+                    _FORGET_ANNOUNCED, {"types": [_SEGMENT.value], "subjects": subjects}
+                )
+            for row in stalled:
+                tenant, batch = TenantId(row.tenant_id), BatchId(row.id)
+                id_, trace = self._new_id(), trace_of(row)
+                event = segment_event(id_, _SEGMENT, tenant, batch, row.number, trace)
+                add_event(connection, event, delay=0)
+
+    def _announce_exports(self, age: float) -> None:
+        """Announce the ended batches whose results are to be copied to a bucket."""
+        with begin(self._engine) as connection:
+            for row in connection.execute(_EXPORTS_DUE, {"age": age}).all():
+                tenant, batch = TenantId(row.tenant_id), BatchId(row.id)
+                type_ = EventType.EXPORT_REQUESTED
                 event = batch_event(self._new_id(), type_, tenant, batch, trace_of(row))
                 add_event(connection, event, delay=0)
 

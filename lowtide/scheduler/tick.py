@@ -21,11 +21,13 @@ from lowtide.scheduler.samples import PoolLevel
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from lowtide.batches.erasure import Eraser
     from lowtide.events.publisher import Publisher
     from lowtide.objects.store import ObjectStore
     from lowtide.planning.demand import Capacity, PoolScale, Rate
     from lowtide.planning.state import PlanResult, SweepResult
     from lowtide.queue.rates import RateStore
+    from lowtide.retention.service import Retention
     from lowtide.scheduler.plan import PlanStore
     from lowtide.scheduler.samples import SampleRecorder
     from lowtide.scheduler.sweep import SweepStore
@@ -37,6 +39,7 @@ _ORPHANS_PER_TICK = 200
 _AUDITS_PER_TICK = 1000
 _INDEXED_PER_TICK = 100_000
 _INDEX_SECONDS = 2.0
+_ERASE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ class Scheduler:
         rates: RateStore,
         recorder: SampleRecorder,
         indexer: SearchIndexer,
+        retention: Retention,
+        eraser: Eraser,
         objects: ObjectStore,
         publisher: Publisher,
         rules: TickRules,
@@ -89,12 +94,17 @@ class Scheduler:
         self._rates = rates
         self._recorder = recorder
         self._indexer = indexer
+        self._retention = retention
+        self._eraser = eraser
         self._objects = objects
         self._publisher = publisher
         self._rules = rules
 
     def tick(self) -> TickReport:
         """Run one tick. Idempotent; concurrent ticks do no harm."""
+        # First, since events of requests need the partitions of their batches.
+        with _failure_logged_as("partitions.not_made"):
+            self._retention.make_partitions()
         sweep_result = self._sweeps.sweep(
             cancel_grace=self._rules.cancel_grace, stalled_after=self._rules.stalled_after
         )
@@ -117,8 +127,21 @@ class Scheduler:
             self._sweeps.trim_audit(retention=self._rules.audit_kept, limit=_AUDITS_PER_TICK)
         with _failure_logged_as("search.not_indexed"):
             self._indexer.index(limit=_INDEXED_PER_TICK, seconds=_INDEX_SECONDS)
+        with _failure_logged_as("erasure.failed"):
+            self._eraser.erase(seconds=_ERASE_SECONDS)
+        self._end_data()
         _log_report(report)
         return report
+
+    def _end_data(self) -> None:
+        with _failure_logged_as("tallies.not_folded"):
+            self._retention.fold()
+        with _failure_logged_as("data.not_ended"):
+            self._retention.end_data()
+        with _failure_logged_as("records.not_ended"):
+            self._retention.end_records()
+        with _failure_logged_as("retention.not_measured"):
+            self._retention.measure()
 
     def _replan(self, rates: Mapping[tuple[Pool, str], Rate]) -> PlanResult | None:
         dedicated = {model: rate for (pool, model), rate in rates.items() if pool is Pool.DEDICATED}

@@ -49,6 +49,6 @@ def _match_object(match: Match) -> types.SearchMatch:
             types.unix(batch.created_at),
         ),
         filename=match.name if match.kind is Kind.FILE else None,
-        custom_id=match.name if match.kind is Kind.REQUEST else None,
+        custom_id=(match.name or None) if match.kind is Kind.REQUEST else None,
         line=match.line,
     )

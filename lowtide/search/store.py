@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import text
 
 from lowtide.batches.model import BatchStatus
+from lowtide.batches.request_store import WITH_DATA
 from lowtide.core.ids import (
     BatchId,
     FileId,
@@ -50,6 +51,7 @@ ORDER BY f.id DESC
 _REQUESTS = f"""
 SELECT r.line, r.custom_id, {_BATCH}, {{tenant_name}} AS tenant_name
 FROM (SELECT * FROM batches b WHERE {{of_tenant}} id BETWEEN :first AND :last AND total > 0
+    AND data_ended_at IS NULL
   ORDER BY id DESC LIMIT :limit) b
 CROSS JOIN LATERAL (
   SELECT line, custom_id FROM requests
@@ -67,20 +69,21 @@ FROM (
 CROSS JOIN LATERAL (SELECT * FROM batches WHERE id = t.batch_id OFFSET 0) b
 ORDER BY t.value, b.id DESC
 """  # noqa: S608
-# Requests that are not indexed yet are those of the few batches in the backlog.
+# Requests that are not indexed yet are those of the few segments in the backlog.
 _CUSTOM_IDS = f"""
 SELECT c.line, c.custom_id, {_BATCH}, {{tenant_name}} AS tenant_name
 FROM (
   SELECT * FROM (
     SELECT c.* FROM {{tenants}} o CROSS JOIN LATERAL (
       SELECT batch_id, line, custom_id FROM custom_ids
-      WHERE tenant_id = o.id AND custom_id >= :text AND custom_id < :beyond
+      WHERE tenant_id = o.id AND custom_id >= :text AND custom_id < :beyond AND {WITH_DATA}
       ORDER BY custom_id, batch_id DESC LIMIT :limit) c
     UNION ALL
-    SELECT r.* FROM (SELECT batch_id FROM search_backlog b WHERE {{of_tenant}} true) w
+    SELECT r.* FROM (
+      SELECT batch_id, first_line, last_line FROM search_backlog b WHERE {{of_tenant}} true) w
     CROSS JOIN LATERAL (
       SELECT batch_id, line, custom_id FROM requests
-      WHERE batch_id = w.batch_id
+      WHERE batch_id = w.batch_id AND line BETWEEN w.first_line AND w.last_line
         AND custom_id COLLATE "C" >= :text AND custom_id COLLATE "C" < :beyond
       ORDER BY custom_id COLLATE "C" LIMIT :limit) r
   ) either

@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from lowtide.batches.request_store import WITH_DATA
 from lowtide.batches.store import batch_of
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import BatchId, TenantId
@@ -165,7 +166,7 @@ MAX_RECENT: Final = 20
 LISTED_LETTERS = f"""
 SELECT count(*) FROM (
   SELECT 1 FROM tenants t CROSS JOIN LATERAL (
-    SELECT 1 FROM dead_letters WHERE tenant_id = t.id AND state = 'open' OFFSET 0) d
+    SELECT 1 FROM dead_letters WHERE tenant_id = t.id AND state = 'open' AND {WITH_DATA} OFFSET 0) d
   LIMIT {MAX_LISTED}) l
 """  # noqa: S608
 # The status lists repeat the predicates of the indexes batches_active and batches_ended.
@@ -238,12 +239,12 @@ EVENTS = """
 SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT :most) o) AS events,
   (SELECT created_at FROM outbox ORDER BY id LIMIT 1) AS oldest
 """
-LETTERS = """
+LETTERS = f"""
 SELECT t.name, l.letters FROM tenants t CROSS JOIN LATERAL (
   SELECT count(*) AS letters FROM (
-    SELECT 1 FROM dead_letters WHERE tenant_id = t.id AND state = 'open' LIMIT :most) d) l
+    SELECT 1 FROM dead_letters WHERE tenant_id = t.id AND state = 'open' AND {WITH_DATA} LIMIT :most) d) l
 WHERE l.letters > 0
-"""
+"""  # noqa: S608
 
 _Value = TypeVar("_Value")
 _CHECK = text("SELECT 1")

@@ -23,7 +23,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 class Tenant:
     """A tenant; `weight` is its share relative to other tenants with equally urgent work.
 
-    With `zero_retention` all its uploads are encrypted, and their keys destroyed with them.
+    `batch_retention` is in seconds; None is the installation's. With `zero_retention` all its
+    uploads are encrypted, and their keys destroyed with them.
     """
 
     id: TenantId
@@ -31,6 +32,7 @@ class Tenant:
     weight: int
     limits: TenantLimits
     created_at: datetime
+    batch_retention: int | None = None
     zero_retention: bool = False
 
 
@@ -64,14 +66,15 @@ def check_name(name: str, param: str) -> str:
 
 
 def differences(before: Tenant, after: Tenant) -> Mapping[str, tuple[int | None, int | None]]:
-    """Return the old and the new value of each changed limit, weight and option, by name."""
+    """Return the old and the new value of each changed figure of a tenant, by name."""
     old, new = (
         {
-            "weight": tenant.weight,
-            "zero_retention": tenant.zero_retention,
-            **asdict(tenant.limits),
+            "weight": t.weight,
+            **asdict(t.limits),
+            "batch_retention": t.batch_retention,
+            "zero_retention": t.zero_retention,
         }
-        for tenant in (before, after)
+        for t in (before, after)
     )
     return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
 

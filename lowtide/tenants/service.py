@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from lowtide.core.durations import format_window
 from lowtide.core.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from lowtide.core.ids import TenantId
 from lowtide.tenants.keys import Rotation, parse_overlap
@@ -25,14 +27,20 @@ if TYPE_CHECKING:
 
 MOST = 1_000_000_000
 """The highest limit and weight."""
+SHORTEST_RETENTION = 3600
+"""In seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class TenantChanges:
-    """Changes to a tenant: `limits` by the names of TenantLimits, None for no limit."""
+    """Changes to a tenant: `limits` by the names of TenantLimits, None for no limit.
+
+    A `batch_retention` of 0 seconds is the installation's.
+    """
 
     weight: int | None = None
     limits: Mapping[str, int | None] = field(default_factory=dict)
+    batch_retention: int | None = None
     zero_retention: bool | None = None
 
     def apply(self, tenant: Tenant) -> Tenant:
@@ -42,8 +50,12 @@ class TenantChanges:
                 raise InvalidRequest(
                     f"{name} is {value}: it must be from 1 to {MOST:,}.", param=name
                 )
+        kept = tenant.batch_retention if self.batch_retention is None else self.batch_retention
+        if kept and not SHORTEST_RETENTION <= kept <= MOST:
+            raise InvalidRequest("The retention must be at least 1h.", param="batch_retention")
         return replace(
             tenant,
+            batch_retention=kept or None,
             weight=tenant.weight if self.weight is None else self.weight,
             zero_retention=(
                 tenant.zero_retention if self.zero_retention is None else self.zero_retention
@@ -128,14 +140,16 @@ class Tenancy:
 def told(changes: Mapping[str, tuple[int | None, int | None]]) -> Sequence[str]:
     """Format differences, such as `running requests: 5 → none`."""
     return [
-        f"{name.replace('_lines', ' requests').replace('_', ' ')}: {_format_value(old)} → {_format_value(new)}"
+        f"{name.replace('_lines', ' requests').replace('_', ' ')}: {_format_value(name, old)} → {_format_value(name, new)}"
         for name, (old, new) in changes.items()
     ]
 
 
-def _format_value(value: int | None) -> str:
+def _format_value(name: str, value: int | None) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if name == "batch_retention":
+        return "default" if value is None else format_window(timedelta(seconds=value))
     return "none" if value is None else f"{value:,}"
 
 

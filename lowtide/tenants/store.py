@@ -52,18 +52,20 @@ CROSS JOIN LATERAL (
 LEFT JOIN request_rates rate ON rate.tenant_id = t.id
 """  # noqa: S608
 LIMIT_COLUMNS = {f"max_{name}": name for name in LIMITS}
-TENANT_COLUMNS = ", ".join(("id", "name", "weight", *LIMIT_COLUMNS, "created_at", "zero_retention"))
+TENANT_COLUMNS = ", ".join(
+    ("id", "name", "weight", *LIMIT_COLUMNS, "created_at", "batch_retention", "zero_retention")
+)
 _LIST = text(f"SELECT {TENANT_COLUMNS} FROM tenants ORDER BY name")  # noqa: S608
 _LOCK = text(f"SELECT {TENANT_COLUMNS} FROM tenants WHERE name = :name FOR UPDATE")  # noqa: S608
 _ADD = text(f"""
 INSERT INTO tenants ({TENANT_COLUMNS})
 VALUES (:id, :name, :weight, {", ".join(f":{column}" for column in LIMIT_COLUMNS)}, :created_at,
-  :zero_retention)
+  :batch_retention, :zero_retention)
 ON CONFLICT (name) DO NOTHING
 """)  # noqa: S608
 _CHANGE = text(f"""
-UPDATE tenants SET weight = :weight, zero_retention = :zero_retention,
-  {", ".join(f"{column} = :{column}" for column in LIMIT_COLUMNS)}
+UPDATE tenants SET weight = :weight, batch_retention = :batch_retention,
+  zero_retention = :zero_retention, {", ".join(f"{column} = :{column}" for column in LIMIT_COLUMNS)}
 WHERE id = :id
 """)  # noqa: S608
 
@@ -168,18 +170,23 @@ def _format_value(value: object) -> str:
 
 def _values(tenant: Tenant) -> dict[str, object]:
     limits = {column: getattr(tenant.limits, name) for column, name in LIMIT_COLUMNS.items()}
-    return {
-        "id": tenant.id,
-        "weight": tenant.weight,
+    kept = {
+        "batch_retention": tenant.batch_retention,
         "zero_retention": tenant.zero_retention,
-        **limits,
     }
+    return {"id": tenant.id, "weight": tenant.weight, **limits, **kept}
 
 
 def tenant_of(row: Any) -> Tenant:
     """Return the tenant in a row of `tenants`."""
     return Tenant(
-        TenantId(row.id), row.name, row.weight, limits_of(row), row.created_at, row.zero_retention
+        TenantId(row.id),
+        row.name,
+        row.weight,
+        limits_of(row),
+        row.created_at,
+        row.batch_retention,
+        row.zero_retention,
     )
 
 

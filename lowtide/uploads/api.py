@@ -18,7 +18,7 @@ from lowtide.uploads.model import MAX_PART_BYTES
 from lowtide.uploads.store import upload_not_found
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from flask import Response
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lowtide.files.model import StoredFile
     from lowtide.http.application import Call
     from lowtide.uploads.model import PartedUpload
+    from lowtide.uploads.presigned import PresignedPart
     from lowtide.uploads.service import PartUpload
 
 
@@ -34,7 +35,9 @@ _decode_creation = msgspec.json.Decoder(types.CreateUpload).decode
 _decode_completion = msgspec.json.Decoder(types.CompleteUpload).decode
 
 
-def upload_object(upload: PartedUpload, file: StoredFile | None = None) -> types.Upload:
+def upload_object(
+    upload: PartedUpload, file: StoredFile | None = None, parts: Sequence[PresignedPart] = ()
+) -> types.Upload:
     """Return the Upload object."""
     return types.Upload(
         id=format_upload_id(upload.id),
@@ -44,6 +47,22 @@ def upload_object(upload: PartedUpload, file: StoredFile | None = None) -> types
         filename=upload.filename,
         status=upload.status.value,
         file=None if file is None else file_object(file),
+        x_lowtide=_extension(upload, parts) if parts else msgspec.UNSET,
+    )
+
+
+def _extension(upload: PartedUpload, parts: Sequence[PresignedPart]) -> types.UploadExtension:
+    return types.UploadExtension(
+        parts=[
+            types.PresignedPart(
+                id=format_part_id(part.id),
+                url=part.url,
+                headers=dict(part.headers),
+                size=part.size,
+                expires_at=unix(upload.expires_at),
+            )
+            for part in parts
+        ]
     )
 
 
@@ -57,9 +76,14 @@ def create_upload(call: Call) -> Response:
         size=int(body.size),
         purpose=body.purpose,
         file_expires_after=None if expiry is None else expiry.seconds,
+        presigned=body.transfer is not None,
         zero_retention=body.zero_retention,
     )
-    return json_response(upload_object(upload))
+    parts = call.services.uploads.presigned_parts(upload)
+    response = json_response(upload_object(upload, parts=parts))
+    if parts:
+        response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def add_part(call: Call, upload_id: str) -> Response:
@@ -112,7 +136,8 @@ ROUTES = (
         create_upload,
         Operation(
             "createUpload",
-            "Start an upload in parts. It expires after an hour.",
+            "Start an upload in parts. It expires after an hour, after a day with the transfer "
+            "`presigned`, whose parts go to the URLs in `x_lowtide`.",
             types.Upload,
             body=types.CreateUpload,
             errors=(413, 415),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from lowtide.core.errors import InvalidRequest
 from lowtide.objects.names import DataKeyId
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 MAX_PART_BYTES: Final = 64 * 1024 * 1024
 """The largest part, which OpenAI's client sends by default."""
+MAX_PARTS: Final = 10_000
+"""The most parts of an upload: at their largest, they hold 640 GiB."""
 UPLOAD_SECONDS: Final = 3600
 """The time after which a pending upload expires, as at OpenAI."""
 
@@ -35,7 +38,8 @@ class PartedUpload:
     """An upload in parts of a file of `size` bytes.
 
     The file expires `file_expires_after` seconds after its creation, or after the default time. A
-    completed upload has its file and its parts in their order.
+    completed upload has its file and its parts in their order. A presigned one has `part_size`: the
+    client writes parts of this size into the object store, the last one shorter.
     """
 
     id: UploadId
@@ -48,7 +52,15 @@ class PartedUpload:
     expires_at: datetime
     file: FileId | None = None
     parts: Sequence[PartId] | None = None
+    part_count: int = 0
+    part_bytes: int = 0
+    part_size: int | None = None
     zero_retention: bool = False
+
+    @property
+    def max_part_bytes(self) -> int:
+        """The most bytes of all parts: each may be sent twice, as an answer may be lost."""
+        return 2 * self.size + MAX_PART_BYTES
 
     @property
     def data_key(self) -> DataKeyId | None:
@@ -68,5 +80,13 @@ class Part:
     created_at: datetime
 
 
+class PartLost(InvalidRequest):
+    """A part whose object is missing or differs from what was sent."""
+
+
 class UploadEnded(Exception):
     """An upload that is no longer pending."""
+
+
+class UploadFull(Exception):
+    """An upload that can take no further part of this size."""

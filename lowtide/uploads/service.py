@@ -14,12 +14,16 @@ from lowtide.files.service import check_purpose, shown_filename
 from lowtide.objects.names import no_new_key, sealed_key
 from lowtide.uploads.model import (
     MAX_PART_BYTES,
+    MAX_PARTS,
     UPLOAD_SECONDS,
     Part,
     PartedUpload,
+    PartLost,
     UploadEnded,
+    UploadFull,
     UploadStatus,
 )
+from lowtide.uploads.presigned import part_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,19 +34,16 @@ if TYPE_CHECKING:
 
     from lowtide.core.ids import TenantId
     from lowtide.files.model import StoredFile
-    from lowtide.files.service import Files
+    from lowtide.files.service import Checked, Files
     from lowtide.files.store import FileStore
     from lowtide.objects.data_keys import WrappedKey
     from lowtide.objects.store import ObjectStore
+    from lowtide.uploads.presigned import PresignedPart, PresignedUploads
     from lowtide.uploads.store import UploadStore
 
 
 # A completion may run this long after its upload has expired: parts are not deleted before.
 _LONGEST_COMPLETION = timedelta(minutes=15)
-
-
-class PartLost(InvalidRequest):
-    """A part whose object is missing or differs from what was sent."""
 
 
 class PartUpload:
@@ -75,7 +76,7 @@ class PartUpload:
 
     def __enter__(self) -> Self:
         kept = self._upload.expires_at + _LONGEST_COMPLETION - self._now
-        self._files.expect(self._upload.tenant, self._key, kept.total_seconds())
+        self._files.expect(self._upload.tenant, self._key, seconds=kept.total_seconds())
         self._stack.enter_context(self._writer)
         return self
 
@@ -94,16 +95,21 @@ class PartUpload:
             raise PayloadTooLarge(
                 f"The part is larger than {MAX_PART_BYTES} bytes: send smaller parts.", param="data"
             )
+        if self._upload.part_bytes + self._size > self._upload.max_part_bytes:
+            raise _full(self._upload)
         self._checksum = checksum_of(chunk, self._checksum)
         self._writer.write(chunk)
 
     def finish(self) -> Part:
-        """Complete the object and record the part; raises Conflict if the upload has ended."""
+        """Complete the object and record the part.
+
+        Raises Conflict if the upload has ended, and PayloadTooLarge if it is full.
+        """
         self._stack.close()
         part = Part(self._part, self._upload.id, self._size, self._checksum, self._key, self._now)
         tenant = self._upload.tenant
         try:
-            self._uploads.add_part(tenant, part)
+            self._uploads.add_part(self._upload, part)
         except Unavailable:
             # The commit may have succeeded: the object stays until its upload ends.
             raise
@@ -112,6 +118,8 @@ class PartUpload:
             self._files.removed(tenant, self._key)
             if isinstance(error, UploadEnded):
                 raise _ended(self._uploads.get(tenant, self._upload.id)) from error
+            if isinstance(error, UploadFull):
+                raise _full(self._upload) from error
             raise
         return part
 
@@ -125,6 +133,7 @@ class Uploads:
         files: FileStore,
         service: Files,
         objects: ObjectStore,
+        presigned: PresignedUploads,
         *,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
@@ -135,6 +144,7 @@ class Uploads:
         self._files = files
         self._service = service
         self._objects = objects
+        self._presigned = presigned
         self._new_id = new_id
         self._clock = clock
 
@@ -146,11 +156,13 @@ class Uploads:
         size: int,
         purpose: str,
         file_expires_after: int | None,
+        presigned: bool = False,
         zero_retention: bool = False,
     ) -> PartedUpload:
         """Start an upload of `size` bytes; raises InvalidRequest, or PayloadTooLarge.
 
-        With `zero_retention`, of this upload or of the tenant, its parts and its file are encrypted;
+        With `presigned`, `presigned_parts` returns where the client writes its parts. With
+        `zero_retention`, of this upload or of the tenant, its parts and its file are encrypted;
         raises Conflict if there is no master key.
         """
         check_purpose(purpose)
@@ -172,15 +184,30 @@ class Uploads:
             expires_at=now + timedelta(seconds=UPLOAD_SECONDS),
             zero_retention=zero_retention or self._files.is_sealed(tenant),
         )
+        if presigned:
+            return self._presigned.create(upload)
         data_key = self._new_key(tenant, upload.id) if upload.zero_retention else None
-        self._uploads.create(upload, data_key)
+        self._uploads.create(upload, data_key=data_key)
         return upload
 
+    def presigned_parts(self, upload: PartedUpload) -> Sequence[PresignedPart]:
+        """Return the parts of an upload with their URLs; none if it is not presigned."""
+        return [] if upload.part_size is None else self._presigned.parts(upload)
+
     def part(self, tenant: TenantId, upload_id: UploadId) -> PartUpload:
-        """Start a part, a context manager; raises NotFound, or Conflict if the upload has ended."""
+        """Start a part, a context manager.
+
+        Raises NotFound, Conflict if the upload has ended, and PayloadTooLarge if it is full.
+        """
         upload = self._uploads.get(tenant, upload_id)
         if upload.status is not UploadStatus.PENDING:
             raise _ended(upload)
+        if upload.part_count >= MAX_PARTS:
+            raise _full(upload)
+        if upload.part_size is not None:
+            raise InvalidRequest(
+                "This upload is presigned: send its parts to their URLs.", param="upload_id"
+            )
         return PartUpload(
             self._uploads,
             self._files,
@@ -198,19 +225,22 @@ class Uploads:
         *,
         md5: str | None,
         actor: str,
+        watch: Callable[[Checked], None] = lambda _: None,
     ) -> tuple[PartedUpload, StoredFile | None]:
         """Make the file of the named parts, in their order; return the upload with it.
 
+        No names are all parts of a presigned upload, whose bytes are not read.
+        `watch` gets the progress of the checks after each part, and their result before the commit.
         Completing again with the same parts returns the same file, None once it is deleted. Raises
         NotFound, InvalidRequest for parts that do not make the file, and Conflict if the upload has
         ended otherwise.
         """
         upload = self._uploads.get(tenant, upload_id)
+        if upload.part_size is not None and not names:
+            names = [format_part_id(part) for part in part_ids(upload)]
         if upload.status is UploadStatus.PENDING:
-            parts = _select(self._uploads.parts(tenant, upload_id), names)
-            _check_size(upload, parts)
             try:
-                self._assemble(upload, parts, md5, actor)
+                self._assemble(upload, names, md5, actor, watch)
             except (UploadEnded, PartLost):
                 # Another call ended the upload meanwhile, or the parts are really lost.
                 upload = self._uploads.get(tenant, upload_id)
@@ -233,14 +263,43 @@ class Uploads:
                 f"Upload {format_upload_id(upload_id)!r} is completed: delete its file instead.",
                 param="upload_id",
             )
+        if upload.part_size is not None:
+            self._presigned.remove(upload)
         return upload
 
     def _assemble(
-        self, upload: PartedUpload, parts: Sequence[Part], md5: str | None, actor: str
+        self,
+        upload: PartedUpload,
+        names: Sequence[str],
+        md5: str | None,
+        actor: str,
+        watch: Callable[[Checked], None],
+    ) -> None:
+        if upload.part_size is None:
+            parts = _select(self._uploads.parts(upload.tenant, upload.id), names)
+            _check_size(upload, parts)
+            self._stream(upload, parts, md5, actor, watch)
+            return
+        if md5 is not None:
+            raise InvalidRequest(
+                "The MD5 of a presigned upload is not checked, as its bytes are not read: send the "
+                "Content-MD5 of each part to the object store instead.",
+                param="md5",
+            )
+        self._presigned.assemble(upload, names, actor)
+
+    def _stream(
+        self,
+        upload: PartedUpload,
+        parts: Sequence[Part],
+        md5: str | None,
+        actor: str,
+        watch: Callable[[Checked], None],
     ) -> None:
         """Stream the parts into a file, checked like any other upload."""
 
         def add(file: StoredFile, actor: str | None) -> None:
+            watch(whole.checked)
             self._uploads.complete(upload.id, [part.id for part in parts], file, actor)
 
         digest = hashlib.md5(usedforsecurity=False)
@@ -250,6 +309,7 @@ class Uploads:
                 for chunk in self._read(part):
                     digest.update(chunk)
                     whole.write(chunk)
+                watch(whole.checked)
             if md5 is not None and md5.lower() != digest.hexdigest():
                 raise InvalidRequest(
                     f"The parts have the MD5 {digest.hexdigest()}, not {md5.lower()}: check the "
@@ -303,6 +363,14 @@ def _lost(part: Part) -> PartLost:
     return PartLost(
         f"Part {format_part_id(part.id)!r} no longer has the bytes that were sent: send it again.",
         param="part_ids",
+    )
+
+
+def _full(upload: PartedUpload) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"An upload of {upload.size} bytes takes at most {MAX_PARTS} parts with "
+        f"{upload.max_part_bytes} bytes together: send larger parts, or create another upload.",
+        param="data",
     )
 
 

@@ -9,10 +9,17 @@ from sqlalchemy import text
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import FileId, PartId, TenantId, UploadId, format_file_id, format_upload_id
 from lowtide.database.connections import acting_for
-from lowtide.files.store import add_expected_file
+from lowtide.files.store import add_expected_file, add_orphans, remove_orphans
 from lowtide.objects.data_keys import add_key, destroy_keys
 from lowtide.tenants.audit import note
-from lowtide.uploads.model import Part, PartedUpload, UploadEnded, UploadStatus
+from lowtide.uploads.model import (
+    MAX_PARTS,
+    Part,
+    PartedUpload,
+    UploadEnded,
+    UploadFull,
+    UploadStatus,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,19 +32,21 @@ if TYPE_CHECKING:
 
 _CREATE = text("""
 INSERT INTO uploads (id, tenant_id, filename, bytes, file_expires_after, created_at, expires_at,
-  zero_retention)
-VALUES (:id, :tenant, :filename, :bytes, :file_expires_after, :created_at, :expires_at,
+  part_size, zero_retention)
+VALUES (:id, :tenant, :filename, :bytes, :file_expires_after, :created_at, :expires_at, :part_size,
   :zero_retention)
 """)
 _GET = text("""
 SELECT id, tenant_id, filename, bytes, file_expires_after, created_at, expires_at, file_id, part_ids,
-  zero_retention,
+  part_count, part_bytes, part_size, zero_retention,
   CASE WHEN status = 'pending' AND expires_at <= now() THEN 'expired' ELSE status END AS status
 FROM uploads WHERE id = :id
 """)
-# FOR SHARE: parts are added in parallel, but not while the upload ends.
-_IS_PENDING = text("""
-SELECT 1 FROM uploads WHERE id = :id AND status = 'pending' AND expires_at > now() FOR SHARE
+# Locks the upload: parts are counted one at a time, and none is added while the upload ends.
+_COUNT_PART = text("""
+UPDATE uploads SET part_count = part_count + 1, part_bytes = part_bytes + :bytes
+WHERE id = :id AND status = 'pending' AND expires_at > now()
+  AND part_count < :max_parts AND part_bytes + :bytes <= :max_bytes
 """)
 _ADD_PART = text("""
 INSERT INTO upload_parts (id, upload_id, tenant_id, bytes, checksum, object_key, created_at)
@@ -65,8 +74,18 @@ class UploadStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def create(self, upload: PartedUpload, data_key: WrappedKey | None = None) -> None:
-        """Record a pending upload, with the data key of its parts."""
+    def create(
+        self,
+        upload: PartedUpload,
+        keys: Sequence[str] = (),
+        seconds: float = 0.0,
+        *,
+        data_key: WrappedKey | None = None,
+    ) -> None:
+        """Record a pending upload, with the data key of its parts.
+
+        The objects of `keys` are orphans, due after `seconds`.
+        """
         parameters = {
             "id": upload.id,
             "tenant": upload.tenant,
@@ -75,10 +94,12 @@ class UploadStore:
             "file_expires_after": upload.file_expires_after,
             "created_at": upload.created_at,
             "expires_at": upload.expires_at,
+            "part_size": upload.part_size,
             "zero_retention": upload.zero_retention,
         }
         with acting_for(self._engine, upload.tenant) as connection:
             connection.execute(_CREATE, parameters)
+            add_orphans(connection, upload.tenant, keys, seconds)
             if data_key is not None:
                 add_key(connection, data_key)
 
@@ -87,20 +108,27 @@ class UploadStore:
         with acting_for(self._engine, tenant) as connection:
             return _get(connection, upload)
 
-    def add_part(self, tenant: TenantId, part: Part) -> None:
-        """Record a part whose object is complete; raises UploadEnded."""
+    def add_part(self, upload: PartedUpload, part: Part) -> None:
+        """Record a part whose object is complete; raises UploadEnded, or UploadFull."""
         parameters = {
             "id": part.id,
-            "upload": part.upload,
-            "tenant": tenant,
+            "upload": upload.id,
+            "tenant": upload.tenant,
             "bytes": part.size,
             "checksum": part.checksum,
             "object_key": part.object_key,
             "created_at": part.created_at,
         }
-        with acting_for(self._engine, tenant) as connection:
-            if connection.execute(_IS_PENDING, {"id": part.upload}).one_or_none() is None:
-                raise UploadEnded
+        bounds = {
+            "id": upload.id,
+            "bytes": part.size,
+            "max_parts": MAX_PARTS,
+            "max_bytes": upload.max_part_bytes,
+        }
+        with acting_for(self._engine, upload.tenant) as connection:
+            if not connection.execute(_COUNT_PART, bounds).rowcount:
+                is_pending = _get(connection, upload.id).status is UploadStatus.PENDING
+                raise UploadFull if is_pending else UploadEnded
             connection.execute(_ADD_PART, parameters)
 
     def parts(self, tenant: TenantId, upload: UploadId) -> Sequence[Part]:
@@ -109,17 +137,24 @@ class UploadStore:
             return [_part_of(row) for row in connection.execute(_PARTS, {"id": upload})]
 
     def complete(
-        self, upload: UploadId, parts: Sequence[PartId], file: StoredFile, actor: str | None
+        self,
+        upload: UploadId,
+        parts: Sequence[PartId],
+        file: StoredFile,
+        actor: str | None,
+        pieces: Sequence[str] = (),
     ) -> None:
         """Record the file of an upload and release its parts; raises UploadEnded.
 
-        The scheduler deletes the objects of all its parts. `actor` is recorded in the audit log.
+        The scheduler deletes the objects of all its parts; those of `pieces` are no longer orphans.
+        `actor` is recorded in the audit log.
         """
         parameters = {"id": upload, "file": file.id, "parts": list(parts)}
         with acting_for(self._engine, file.tenant) as connection:
             if not connection.execute(_COMPLETE, parameters).rowcount:
                 raise UploadEnded
             add_expected_file(connection, file)
+            remove_orphans(connection, pieces)
             connection.execute(_RELEASE_PARTS, {"id": upload})
             if file.zero_retention:
                 destroy_keys(connection, [upload])
@@ -154,6 +189,9 @@ def _get(connection: Connection, upload: UploadId) -> PartedUpload:
         file=None if row.file_id is None else FileId(row.file_id),
         zero_retention=row.zero_retention,
         parts=None if row.part_ids is None else [PartId(part) for part in row.part_ids],
+        part_count=row.part_count,
+        part_bytes=row.part_bytes,
+        part_size=row.part_size,
     )
 
 

@@ -22,7 +22,7 @@ from lowtide.worker.results import FlushRules, ResultWriter
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from lowtide.batches.answers import Answers
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.core.pools import Pool
     from lowtide.events.publisher import Publisher
     from lowtide.objects.store import ObjectStore

@@ -8,9 +8,9 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from lowtide.batches.answers import NO_ANSWERS
 from lowtide.batches.metrics import requests_ended
 from lowtide.batches.model import RequestStatus
+from lowtide.batches.sealed_answers import NO_ANSWERS
 from lowtide.core.errors import LowtideError
 from lowtide.engines.outcomes import Usage
 from lowtide.queue.claims import Finished, Returned
@@ -19,7 +19,7 @@ from lowtide.worker.zero_retention import sealed_release, sealed_result
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lowtide.batches.answers import Answers
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.core.ids import LeaseId
     from lowtide.engines.flow import ByteBudget
     from lowtide.events.publisher import Publisher

@@ -10,7 +10,7 @@ from lowtide.objects.names import KeyDestroyed
 from lowtide.queue.claims import Finished
 
 if TYPE_CHECKING:
-    from lowtide.batches.answers import Answers
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.engines.outcomes import Outcome
     from lowtide.queue.claims import Claim, Returned
 

@@ -42,6 +42,17 @@ def card_of(explanation: Explanation) -> Card:
     )
 
 
+def card_without_data(at: datetime) -> Card:
+    """Return the texts for a batch whose data has ended."""
+    return Card(
+        title="Data deleted",
+        limiting=f"The requests and answers of this batch were deleted at the end of their retention, {absolute(at)}.",
+        contributing=(),
+        figures=(),
+        advice=(),
+    )
+
+
 def explanation_card(card: Card) -> None:
     """Show the limiting factor, what adds to it, the figures, and what would speed the batch up."""
     heading(card.title)

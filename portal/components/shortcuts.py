@@ -56,12 +56,6 @@ _SCRIPT: Final = """
     else return;
     event.preventDefault();
   });
-  // Quasar's input over a drop zone has no accessible name.
-  const nameInputs = () => {
-    for (const input of document.querySelectorAll("input.q-uploader__input:not([aria-label])"))
-      input.setAttribute("aria-label", "Input file");
-  };
-  new MutationObserver(nameInputs).observe(document, { childList: true, subtree: true });
   // On a narrow screen the navigation scrolls to the open page.
   const showPlace = (tries) => {
     const place = document.querySelector(".place[aria-current]");

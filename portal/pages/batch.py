@@ -13,7 +13,7 @@ from lowtide.batches.model import CANCELLABLE_STATUSES, RequestStatus
 from lowtide.core.errors import LowtideError, NotFound
 from lowtide.core.ids import format_batch_id, parse_batch_id
 from portal.components.batch_actions import cancel_batches, run_failed_again, title_of
-from portal.components.explanation import card_of, explanation_card
+from portal.components.explanation import card_of, card_without_data, explanation_card
 from portal.components.frame import page
 from portal.dashboards import dashboard_links
 from portal.formats import counted, number
@@ -95,14 +95,22 @@ class BatchPanels:
                 self._cost = Rebuilt(batch_facts.cost, "section")
 
     def show(
-        self, details: BatchDetails, explanation: Explanation, query: LineQuery, now: datetime
+        self,
+        details: BatchDetails,
+        explanation: Explanation | None,
+        query: LineQuery,
+        now: datetime,
     ) -> None:
         """Show a new reading."""
         if not self._is_shown and details.errors:
             self._tabs.value = "Errors"
         self._is_shown = True
-        self._explanation.show(card_of(explanation))
         forecast = details.batch
+        ended_at = forecast.data_ended_at
+        if explanation is not None:
+            self._explanation.show(card_of(explanation))
+        elif ended_at is not None:
+            self._explanation.show(card_without_data(ended_at))
         # Values that change with every reading would rebuild every panel.
         batch = replace(forecast, eta=None)
         details = replace(details, at=batch.created_at, batch=batch)
@@ -113,6 +121,7 @@ class BatchPanels:
             self._links.show(self._dashboards.batch(id_, since, until, now) + trace)
         self._cancel.set_visibility(self._may_act and batch.status in CANCELLABLE_STATUSES)
         can_rerun = self._may_act and batch.ended_at is not None and batch.failed > 0
+        can_rerun = can_rerun and batch.data_ended_at is None
         self._rerun.set_visibility(can_rerun)
         for panel in (self._facts, self._errors, self._notes, self._cost):
             panel.show(details)
@@ -171,7 +180,7 @@ class Seen:
     """One reading of a batch and of a page of its requests."""
 
     details: BatchDetails
-    explanation: Explanation
+    explanation: Explanation | None
     lines: Sequence[RequestState]
     more: bool
 
@@ -251,7 +260,8 @@ class BatchPage:
         def read() -> Seen:
             details = browser.details(principal, query.batch)
             lines, more = page()
-            explanation = explainer.explain(principal.tenant, query.batch)
+            has_data = details.batch.data_ended_at is None
+            explanation = explainer.explain(principal.tenant, query.batch) if has_data else None
             return Seen(details, explanation, tuple(lines), more)
 
         key = ("batch", principal.tenant, replace(query, line=None))

@@ -22,14 +22,14 @@ from portal.components.basics import (
 )
 from portal.components.batch_table import cost_text, parts_of
 from portal.downloads import FAILED_INPUTS
-from portal.formats import absolute, counted, duration, number, size, utc
+from portal.formats import absolute, counted, day, duration, number, size, utc
 from portal.theme import Tone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
-    from lowtide.batches.model import Batch
+    from lowtide.batches.model import Batch, Export
     from lowtide.batches.views import BatchDetails, BatchFile, Note
 
 
@@ -143,11 +143,24 @@ def no_sla(batch: Batch) -> str:
     return f"No SLA: {reason}"
 
 
+def kept_until(batch: Batch) -> str:
+    """Return until when the data of a final batch is kept, in words; empty for others."""
+    if batch.data_ends_at is None:
+        return ""
+    verb = "kept until" if batch.data_ended_at is None else "deleted"
+    return f"{verb} {absolute(batch.data_ends_at)}"
+
+
 def tokens(batch: Batch) -> str:
     """Return a batch's input and output tokens, with the cached and the reasoning ones."""
     cached = f" ({number(batch.cached_tokens)} cached)" if batch.cached_tokens else ""
     reasoning = f" ({number(batch.reasoning_tokens)} reasoning)" if batch.reasoning_tokens else ""
     return f"{number(batch.input_tokens)}{cached} / {number(batch.output_tokens)}{reasoning}"
+
+
+def _export(export: Export) -> str:
+    error = f": {export.error}" if export.error else ""
+    return f"{export.url} ({export.state}{error})"
 
 
 def facts(details: BatchDetails) -> None:
@@ -163,6 +176,9 @@ def facts(details: BatchDetails) -> None:
         "Tokens (input / output)": tokens(batch),
         "Retries": number(batch.retries) if batch.retries else "",
         "Cost": cost_text(batch),
+        "Imported from": batch.input_url or "",
+        "Results copied to": "" if batch.export is None else _export(batch.export),
+        "Requests and answers": kept_until(batch),
         "Trace id": "" if batch.trace is None else batch.trace.trace_id,
         # OpenAI clients name the user in the metadata; the user is already shown.
         **{
@@ -336,6 +352,9 @@ def files(batch_files: Sequence[BatchFile], batch: Batch) -> None:
             if file.bytes is None:
                 ui.label(f"{name}: deleted or expired").classes("muted")
             else:
-                ui.link(f"{name}, {size(file.bytes)}", f"{folder}/{file.role}")
+                with ui.element("div").classes("file"):
+                    ui.link(f"{name}, {size(file.bytes)}", f"{folder}/{file.role}")
+                    if file.expires_at is not None:
+                        ui.label(f"Deleted on {day(file.expires_at)}").classes("muted small")
         if batch.ended_at is not None and batch.failed:
             ui.link("Download failed inputs", f"{folder}/{FAILED_INPUTS}")

@@ -18,7 +18,7 @@ from portal.components.basics import (
     pool_of,
     status_of,
 )
-from portal.formats import absolute, counted, number, size, utc
+from portal.formats import NO_CUSTOM_ID, absolute, counted, number, size, utc
 from portal.pages.batch_facts import notes_list
 from portal.theme import Tone
 
@@ -138,7 +138,7 @@ def row_of(state: RequestState) -> LineRow:
     times = _times(state)
     return LineRow(
         line=state.line,
-        custom_id=state.custom_id,
+        custom_id=state.custom_id or NO_CUSTOM_ID,
         status=_status(state),
         flags=_flags(state),
         attempts=state.attempts,
@@ -191,7 +191,7 @@ def open_drawer(details: LineDetails) -> None:
             ui.button(icon="close", on_click=drawer.close, color=None).props(
                 'flat round dense aria-label="Close" autofocus'
             )
-        ui.label(record.state.custom_id).classes("break")
+        ui.label(record.state.custom_id or NO_CUSTOM_ID).classes("break")
         _state(record.state, record.worker)
         if record.state.error_code or record.state.error_message:
             ui.label(row_of(record.state)["error"]).classes("banner break")
@@ -205,8 +205,9 @@ def open_drawer(details: LineDetails) -> None:
         if record.body is not None:
             tokens = f"{number(record.input_tokens)} tokens in, {number(record.output_tokens)} out"
             ui.label(tokens).classes("muted small")
-        body = None if record.body is None else record.body.encode("utf-8", "surrogatepass")
-        _source("Output", body, record.body_bytes, "No output.")
+        missing = "The file with this output was deleted or has expired."
+        missing = missing if details.is_erased else "No output."
+        _source("Output", record.body, record.body_bytes, missing)
     drawer.on("hide", drawer.delete)
     drawer.open()
 

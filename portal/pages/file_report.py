@@ -10,7 +10,7 @@ from nicegui import ui
 
 from lowtide.files.model import BYTES_A_TOKEN
 from portal.components.basics import ZERO_RETENTION, Badge, badge
-from portal.formats import counted, duration, money, number, size
+from portal.formats import counted, day, duration, money, number, size
 from portal.theme import Tone
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ class FileReport:
         self._box = ui.element("div").classes("section").props("role=status")
         self._box.set_visibility(False)
         self._progress: ui.label | None = None
+
+    def clear(self) -> None:
+        """Hide the last report."""
+        self._box.clear()
+        self._box.set_visibility(False)
+        self._progress = None
 
     def begin(self, filename: str) -> None:
         """Show that a file is being checked."""
@@ -80,16 +86,17 @@ class FileReport:
             badges.append(ZERO_RETENTION)
         self._show_outcome(*badges, text=stored.filename)
         replica_time = duration(timedelta(seconds=estimate.replica_seconds))
-        facts = {
-            "Requests": number(checked.lines),
-            "Model": checked.model or "—",
-            "Endpoint": stored.endpoint or "—",
-            "Size": size(checked.size),
-            "Input tokens (estimate)": number(estimate.input_tokens),
-            "Replica time (estimate)": replica_time,
-            "Cost (estimate)": f"{money(estimate.spot)} to {money(estimate.dedicated)} {estimate.currency}",
-        }
         with self._box:
+            facts = {
+                "Requests": number(checked.lines),
+                "Model": checked.model or "—",
+                "Endpoint": stored.endpoint or "—",
+                "Size": size(checked.size),
+                "Deleted on": "—" if stored.expires_at is None else day(stored.expires_at),
+                "Input tokens (estimate)": number(estimate.input_tokens),
+                "Replica time (estimate)": replica_time,
+                "Cost (estimate)": f"{money(estimate.spot)} to {money(estimate.dedicated)} {estimate.currency}",
+            }
             with ui.element("dl").classes("facts"):
                 for name, value in facts.items():
                     with ui.element("div"):

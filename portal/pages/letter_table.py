@@ -10,7 +10,7 @@ from nicegui import ui
 from lowtide.core.ids import format_batch_id, format_request_id, parse_request_id
 from lowtide.dead_letters.model import LetterId, LetterState
 from portal.components.basics import BADGE_CELL, Badge, heading
-from portal.formats import absolute, size, utc
+from portal.formats import NO_CUSTOM_ID, absolute, size, utc
 from portal.theme import Tone
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def row_of(letter: DeadLetter, tenant: str) -> LetterRow:
     """Return the table row of a dead letter; `tenant` is a name."""
     return LetterRow(
         id=format_request_id(letter.batch, letter.line),
-        custom_id=letter.custom_id,
+        custom_id=letter.custom_id or NO_CUSTOM_ID,
         tenant=tenant,
         batch=format_batch_id(letter.batch),
         line=letter.line,
@@ -208,14 +208,16 @@ def show_letter(excerpts: Excerpts) -> None:
         ui.element("div").classes("card dialog wide section"),
     ):
         dialog.on("hide", dialog.delete)
-        heading(shown.letter.custom_id)
+        heading(shown.letter.custom_id or NO_CUSTOM_ID)
         ui.label(format_request_id(shown.letter.batch, shown.letter.line)).classes(
             "mono muted small break"
         )
         _text(
             "Input", excerpts.line or "The input file was deleted or has expired.", shown.line_bytes
         )
-        if excerpts.body is None:
+        if shown.is_erased:
+            _text("Last response", "The file with this response was deleted or has expired.")
+        elif excerpts.body is None:
             _text("Last error", f"{answer.error_code or 'unknown'}: {answer.error_message or ''}")
         else:
             _text(f"Last response, HTTP {answer.status_code}", excerpts.body, shown.body_bytes)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from nicegui import ui
 
+from lowtide.core.durations import format_window, parse_span
 from lowtide.core.errors import LowtideError
 from lowtide.tenants.model import LIMITS, differences
-from lowtide.tenants.service import MOST, TenantChanges, told
+from lowtide.tenants.service import MOST, SHORTEST_RETENTION, TenantChanges, told
 from portal.components.basics import confirm, heading
 from portal.pages.administration import name_problem, tenancy_of_principal
 from portal.services import in_thread
@@ -44,6 +46,14 @@ class TenantForm:
                     name: _figure(label, getattr(limits, name), "Empty: no limit", free=True)
                     for name, label in LIMITS.items()
                 }
+                kept = tenant.batch_retention if tenant else None
+                self._retention = ui.input(
+                    "Retention",
+                    value="" if kept is None else format_window(timedelta(seconds=kept)),
+                    validation=_retention_problem,
+                )
+                self._retention.props("dense outlined maxlength=6")
+                self._retention.props["hint"] = "Such as 7d. Empty: the installation's"
             self._zero_retention = ui.checkbox(
                 "Zero retention: encrypt every upload, and destroy its key with it",
                 value=tenant is not None and tenant.zero_retention,
@@ -63,7 +73,7 @@ class TenantForm:
         self._dialog.open()
 
     async def _submit(self) -> None:
-        fields = [self._weight, *self._limits.values()]
+        fields = [self._weight, *self._limits.values(), self._retention]
         if self._tenant is None:
             fields.append(self._name)
         # All fields are validated, so that each shows its error.
@@ -103,6 +113,7 @@ class TenantForm:
         return TenantChanges(
             _number(self._weight.value),
             {name: _number(field.value) for name, field in self._limits.items()},
+            _seconds(self._retention.value),
             bool(self._zero_retention.value),
         )
 
@@ -121,6 +132,18 @@ def _figure(label: str, value: int | None, hint: str, *, free: bool = False) -> 
 def _number(text: str | None) -> int | None:
     digits = (text or "").replace(",", "").strip()
     return int(digits) if digits else None
+
+
+def _seconds(text: str | None) -> int:
+    """Return the seconds of a retention; 0 stands for the installation's."""
+    span = parse_span((text or "").strip())
+    return 0 if span is None else int(span.total_seconds())
+
+
+def _retention_problem(text: str | None) -> str | None:
+    if not (text or "").strip() or _seconds(text) >= SHORTEST_RETENTION:
+        return None
+    return "Enter a number and a unit, such as 7d; at least 1h."
 
 
 def _limit_problem(text: str | None) -> str | None:

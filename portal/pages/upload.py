@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from nicegui import ui
-from starlette.requests import ClientDisconnect
 
 from lowtide.batches.service import BatchRequest
 from lowtide.core.errors import LowtideError
 from lowtide.core.ids import format_batch_id, format_file_id
 from lowtide.files.model import estimate_file
 from portal.components.basics import heading
+from portal.components.drop_zone import DropZone
 from portal.components.frame import frame, page
-from portal.formats import counted, size
+from portal.formats import counted, day, duration, size
 from portal.loading import load
 from portal.pages.file_report import FileReport, Rate
-from portal.receiving import Arrivals, DropZone, receive
+from portal.receiving import PATH as RECEIVING
+from portal.receiving import Arrivals, Receiver
 from portal.services import in_thread, lowtide, services_for, tenants_for
 from portal.sessions import current_principal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import Mapping
 
     from lowtide.batches.model import Batch
     from lowtide.batches.service import Batches
     from lowtide.core.ids import TenantId
     from lowtide.files.model import StoredFile
     from lowtide.files.service import Checked
-    from lowtide.tenants.sign_in import Principal
 
 
 class BatchForm:
@@ -47,6 +48,7 @@ class BatchForm:
                 for field in (self._window, self._user):
                     field.props("dense outlined")
             ui.label("A number with a unit, such as 30m, 24h or 7d.").classes("muted small")
+            self._kept = ui.label("").classes("muted small")
             self._problem = ui.label("").classes("banner").props("role=alert")
             with ui.element("div").classes("actions"):
                 self._create = ui.button("Create batch", on_click=self._submit).props(
@@ -61,9 +63,13 @@ class BatchForm:
         self._section.set_visibility(False)
         self._tenant = None
 
-    def offer(self, tenant: TenantId, file: StoredFile) -> None:
+    def offer(self, file: StoredFile) -> None:
         """Show the form for this file."""
-        self._tenant, self._file = tenant, format_file_id(file.id)
+        self._tenant, self._file = file.tenant, format_file_id(file.id)
+        # The slot names the viewer's time zone.
+        with self._section:
+            deleted = "" if file.expires_at is None else f" and deleted on {day(file.expires_at)}"
+        self._kept.text = f"The file is kept for {_kept()}{deleted}."
         # One idempotency key per file: repeated clicks create one batch.
         self._key = f"portal-{uuid.uuid4()}"
         self._result.clear()
@@ -155,8 +161,13 @@ class _Upload:
                     label="Tenant",
                     on_change=lambda event: self._choose(event.value),
                 ).props("dense outlined").classes("narrow-field")
-            self._zone = DropZone(
-                arrivals.expect(self._receive), max_bytes=self._services.files.max_bytes
+            DropZone(
+                arrivals.expect(Receiver(self._services.uploads, self)),
+                path=RECEIVING,
+                max_bytes=self._services.files.max_bytes,
+                hint=(
+                    f"It is validated and kept for {_kept()}. Nothing runs until you create a batch."
+                ),
             )
             self._report = FileReport()
         self._form = BatchForm(self._services.batches)
@@ -165,39 +176,46 @@ class _Upload:
     def _choose(self, tenant: TenantId) -> None:
         self._tenant = tenant
 
-    async def _receive(self, principal: Principal, name: str, body: AsyncIterator[bytes]) -> None:
-        """Receive one file; the page shows its progress and its problems."""
-        tenant = self._tenant
-        self._form.hide()
-        self._report.begin(name)
-        try:
-            principal.require_operator()
-            stored, checked = await receive(
-                self._services.files,
-                tenant,
-                name,
-                body,
-                on_progress=self._report.progress,
-                actor=principal.name,
-            )
-            if checked.problems:
-                self._report.refuse(checked)
-            else:
-                await self._accept(tenant, stored, checked)
-        except LowtideError as error:
-            self._report.fail(error.message)
-        except ClientDisconnect:
-            self._report.fail("The upload was interrupted: nothing was stored.")
-            raise
+    @property
+    def tenant(self) -> TenantId:
+        """The tenant of the next file."""
+        return self._tenant
 
-    async def _accept(self, tenant: TenantId, stored: StoredFile, checked: Checked) -> None:
+    def begin(self) -> None:
+        """Start a file."""
+        self._form.hide()
+        self._report.clear()
+
+    def check(self, filename: str) -> None:
+        """Show that the file is being checked."""
+        self._report.begin(filename)
+
+    def progress(self, checked: Checked) -> None:
+        """Show the progress of the checks."""
+        self._report.progress(checked)
+
+    def fail(self, message: str) -> None:
+        """Show the error that ended the upload."""
+        self._report.fail(message)
+
+    async def accept(self, stored: StoredFile, checked: Checked) -> None:
+        """Show the file's problems, or its estimate and the form for its batch."""
+        if checked.problems:
+            self._report.refuse(checked)
+            return
         measured = await in_thread(lambda: self._services.forecaster.measured_rate(checked.model))
         rate = Rate(measured or lowtide().settings.dedicated_rate, measured=measured is not None)
         estimate = estimate_file(
             checked.size, checked.lines, rate.lines_a_second, self._services.prices
         )
         self._report.accept(stored, checked, estimate, rate)
-        self._form.offer(tenant, stored)
+        self._form.offer(stored)
+
+
+def _kept() -> str:
+    """Return how long a file is kept: `30 days`."""
+    span = timedelta(seconds=lowtide().settings.file_expiry)
+    return counted(span.days, "day") if span.days else duration(span)
 
 
 def _explain() -> None:

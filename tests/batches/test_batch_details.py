@@ -145,7 +145,7 @@ def test_requests_dropped_by_cancellation_are_cancelled(
 
 def test_request_includes_its_answer(store: BatchDetailStore, small: BatchId) -> None:
     request = store.line(None, small, 11)
-    assert (request.start, request.length, request.body) == (6000, 599, '{"choices": []}')
+    assert (request.start, request.length, request.body) == (6000, 599, b'{"choices": []}')
     assert (request.input_tokens, request.output_tokens) == (100, 200)
     assert request.worker == "worker 00000000"
     assert [note.kind for note in request.notes] == ["retried"]

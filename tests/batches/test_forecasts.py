@@ -28,7 +28,7 @@ class _Source(WorkloadStore):
 def test_outlook_is_cached_for_two_seconds() -> None:
     source = _Source()
     now = [100.0]
-    forecaster = Forecaster(source, FLEET, timer=lambda: now[0])
+    forecaster = Forecaster(source, FLEET, data_kept=60, timer=lambda: now[0])
     batch = replace(example(BatchStatus.IN_PROGRESS), total=10)
     assert forecaster.with_eta(batch).eta == EARLY + timedelta(seconds=10)
     now[0] += 1.9
@@ -41,5 +41,5 @@ def test_outlook_is_cached_for_two_seconds() -> None:
 def test_finished_batch_reads_no_outlook() -> None:
     source = _Source()
     finished = example(BatchStatus.COMPLETED)
-    assert Forecaster(source, FLEET).with_eta(finished) is finished
+    assert Forecaster(source, FLEET, data_kept=60).with_eta(finished).eta is None
     assert source.reads == 0

@@ -15,7 +15,7 @@ from lowtide.batches.model import (
     SLA_STATES,
     BatchStatus,
 )
-from lowtide.pipeline import final_store, split
+from lowtide.pipeline import final_store, split_store
 from lowtide.queue import draining
 from lowtide.scheduler import sweep
 
@@ -57,8 +57,8 @@ _GUARD = re.compile(r"\bAND status (?:= ('[a-z_]+')|IN \(([^)]*)\))")
 @pytest.mark.parametrize(
     ("sql", "before", "after"),
     [
-        pytest.param(split._START, {V}, P, id="split"),
-        pytest.param(split._REJECT, {V}, F, id="reject"),
+        pytest.param(split_store._START, {V}, P, id="split"),
+        pytest.param(split_store._REJECT, {V}, F, id="reject"),
         pytest.param(batches_store._CANCEL, CANCELLABLE_STATUSES, X, id="cancel"),
         pytest.param(final_store._CLOSE[C], {Z}, C, id="complete"),
         pytest.param(final_store._CLOSE[D], {X}, D, id="end a cancelled batch"),
@@ -85,7 +85,7 @@ def test_draining_finalizes_only_batches_in_progress() -> None:
 
 
 def test_no_other_statement_sets_a_status() -> None:
-    for module in (batches_store, draining, final_store, split, sweep):
+    for module in (batches_store, draining, final_store, split_store, sweep):
         for name, value in vars(module).items():
             statements = value.values() if isinstance(value, dict) else [value]
             for statement in map(str, statements):

@@ -21,6 +21,7 @@ from lowtide.core.ids import (
     parse_batch_id,
 )
 from lowtide.local.state import ProcessStatus, Status
+from lowtide.objects.joined import JoinedObjects
 from lowtide.objects.store import ObstoreObjects
 from lowtide.pipeline.finalize import Finalizer
 from tests.dead_letters.letters import batch_of_lines, bury, source_lines
@@ -54,7 +55,9 @@ class Tenants:
         """Run the requests of a batch and end it; requests 2 and 3 become dead letters."""
         bury(self.world, batch, (2, 3))
         publisher = WaitingPublisher(Sink(), self.world.outbox)
-        Finalizer(self.world.finals, self.store, publisher, new_id=new_id).finalize(batch)
+        Finalizer(self.world.finals, JoinedObjects(self.store), publisher, new_id=new_id).finalize(
+            batch
+        )
 
     def actors(self) -> set[tuple[str, str]]:
         """Return the actors and actions in the audit log."""

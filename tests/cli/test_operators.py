@@ -20,6 +20,7 @@ UNLIMITED = {
     "active_batches": None,
     "queued_requests": None,
     "running_requests": None,
+    "batch_retention": None,
     "zero_retention": False,
 }
 
@@ -67,6 +68,7 @@ def test_list_prints_table_by_default() -> None:
         "active batches": "none",
         "queued requests": "70000",
         "running requests": "none",
+        "retention": "none",
         "zero retention": "off",
     }
 

@@ -46,7 +46,9 @@ class Server:
     def http(self) -> httpx.Client:
         """Raw HTTP with the key."""
         headers = {"Authorization": f"Bearer {self.api_key}"}
-        return httpx.Client(base_url=self.base_url, headers=headers, timeout=_TIMEOUT)
+        return httpx.Client(
+            base_url=self.base_url, headers=headers, timeout=_TIMEOUT, follow_redirects=True
+        )
 
     @cached_property
     def anonymous(self) -> httpx.Client:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.conformance.server import Own, Server
 
 PAGES = "`batches/{id}/requests`: the lines of a batch, by status and pool"
+BUCKETS = "`input_url` and `output_url`: only in registered buckets"
 SEARCH = "`search`: batches, files and requests by id, `custom_id`, user or metadata value"
 STREAM = "`batches/{id}/results`: results while the batch runs, from a cursor on"
 
@@ -324,6 +325,34 @@ def test_invalid_search_is_refused(server: Server, query: str) -> None:
     response = server.http.get(f"/v1/search{query}")
     assert response.status_code == 400
     check_error(response.json())
+
+
+@proves(Area.BEYOND, BUCKETS)
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        pytest.param({"input_url": "s3://unregistered/in.jsonl"}, "input_url", id="unregistered"),
+        pytest.param({"input_url": "http://169.254.169.254/latest/"}, "input_url", id="address"),
+        pytest.param({"input_url": "file:///etc/passwd"}, "input_url", id="file"),
+        pytest.param(
+            {"input_url": "s3://unregistered/a", "input_file_id": "file-" + "0" * 32},
+            "input_url",
+            id="both",
+        ),
+        pytest.param(
+            {"input_file_id": "file-" + "0" * 32, "output_url": "s3://unregistered/out/"},
+            "output_url",
+            id="output",
+        ),
+    ],
+)
+def test_url_outside_registered_buckets_is_refused(
+    server: Server, body: dict[str, Any], param: str
+) -> None:
+    response = server.http.post("/v1/batches", json={"endpoint": "/v1/chat/completions"} | body)
+    assert response.status_code == 400
+    check_error(response.json())
+    assert response.json()["error"]["param"] == param
 
 
 @proves(Area.BEYOND, "Health without a key")

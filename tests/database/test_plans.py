@@ -10,16 +10,17 @@ import pytest
 import yaml
 from sqlalchemy import text
 
+from lowtide.batches import answer_store, erasure
 from lowtide.batches import store as batches_store
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, new_id
 from lowtide.files import store as files_store
 from lowtide.objects import data_keys
-from lowtide.pipeline import final_store
+from lowtide.pipeline import final_store, split_store
 from lowtide.planning.escalation import Move
 from lowtide.queue import claiming, draining
 from lowtide.queue import store as queue_store
-from lowtide.scheduler import plan
-from tests.plans import plan_nodes
+from lowtide.scheduler import plan, sweep
+from tests.plans import analyzed, plan_nodes
 from tests.worlds import World, emptied
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 LINES = 5000
 BATCHES = 8
-BIG = {"queue", "claims", "tallies", "requests", "results", "batches", "files"}
+BIG = {
+    "queue", "claims", "tallies", "requests", "results", "batches", "files", "segments", "custom_ids",
+    "dead_letters", "request_events",
+}  # fmt: skip
 KEDA = Path(__file__).parents[2] / "keda"
 
 
@@ -46,12 +50,17 @@ def loaded(shared_database: Database) -> World:
            FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS b (id, n)""",
         """INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
              completion_window, status, created_at, deadline)
-           SELECT gen_random_uuid(), :tenant, 'u', :file, 'k', '/v1/embeddings', '24h', 'completed',
-             now(), now() FROM generate_series(1, 2000)""",
+           SELECT gen_random_uuid(), :tenant, 'u', gen_random_uuid(), 'k', '/v1/embeddings', '24h',
+             'completed', now(), now() FROM generate_series(1, 2000)""",
         """INSERT INTO files (id, tenant_id, purpose, filename, bytes, lines, sha256, object_key,
              status, created_at)
            SELECT gen_random_uuid(), :tenant, 'batch', 'f', 1, 1, '', 'k', 'processed', now()
            FROM generate_series(1, 2000)""",
+        """INSERT INTO segments (batch_id, number, tenant_id, first_line, lines, index_start,
+             index_end, split_at)
+           SELECT id, number, tenant_id, 1, 100, 0, 0, CASE WHEN status = 'completed' OR number < 3
+             THEN now() END
+           FROM batches, generate_series(1, 20) AS number""",
         """INSERT INTO requests SELECT id, line, :tenant, line * 100, 90, line::text
            FROM unnest(cast(:ids AS uuid[])) AS id, generate_series(1, :lines) AS line""",
         """INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
@@ -62,13 +71,18 @@ def loaded(shared_database: Database) -> World:
              0, true, false, false, 'spot', 'r', '{}' FROM requests WHERE mod(line, 2) = 1""",
         """INSERT INTO claims SELECT batch_id, tenant_id, batch_id, now(), now(), now(), line, 0, 0, 0,
              false, 'spot' FROM requests WHERE mod(line, 20) = 1""",
+        """INSERT INTO custom_ids SELECT batch_id, line, tenant_id, custom_id FROM requests""",
+        """INSERT INTO dead_letters (batch_id, line, tenant_id, attempts, error_message)
+           SELECT batch_id, line, tenant_id, 1, 'm' FROM results WHERE mod(line, 4) = 1""",
+        """INSERT INTO request_events (batch_id, line, tenant_id, kind, pool, detail)
+           SELECT batch_id, line, tenant_id, 'retried', 'spot', 'm' FROM results""",
         """INSERT INTO tallies (batch_id, tenant_id, lease_id, pool)
            SELECT id, tenant_id, gen_random_uuid(), pool
            FROM batches, generate_series(1, 4), unnest('{spot,dedicated}'::text[]) AS pool""",
     ):
         world.run(statement, **values)
     with shared_database.engine("owner").begin() as connection:
-        connection.execute(text(f"ANALYZE {', '.join(sorted(BIG))}"))
+        connection.execute(text(f"ANALYZE {analyzed(connection, BIG)}"))
     return world
 
 
@@ -126,6 +140,18 @@ def test_lane_search_probes_queue_index(loaded: World) -> None:
     assert "Sort" not in _kinds(nodes)
 
 
+def test_stalled_segments_are_found_by_batch(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, sweep.STALLED_SEGMENTS, age=60)
+    assert _scanned(nodes) == set()
+    assert {"segments_pkey", "segments_to_split"} <= _indexes(nodes)
+    assert "Sort" not in _kinds(nodes)
+
+
+def test_next_segment_is_found_by_key(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, split_store.SEGMENT, batch=_any_batch(loaded), number=7)
+    assert _scanned(nodes) == set()
+
+
 @pytest.mark.parametrize("statement", [queue_store.FINISH, queue_store.TAKE_BACK])
 def test_settling_finds_claims_by_key(loaded: World, statement: str) -> None:
     nodes = plan_nodes(loaded.worker, statement, lease=new_id(), rows="[]", body=None)
@@ -171,13 +197,60 @@ def test_drain_check_reads_single_queue_rows(loaded: World, count: int) -> None:
     assert _scanned(nodes) == set()
 
 
+def test_due_exports_are_read_from_their_index(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, sweep.EXPORTS_DUE, age=30.0)
+    assert _scanned(nodes) == set()
+    assert "batches_exporting" in _indexes(nodes)
+
+
 @pytest.mark.parametrize("after", [0, LINES // 2, LINES - 10])
 def test_finalizing_reads_both_tables_by_key(loaded: World, after: int) -> None:
     nodes = plan_nodes(
-        loaded.worker, final_store.LINES, batch=_any_batch(loaded), after=after, limit=2000
+        loaded.worker,
+        final_store.LINES,
+        batch=_any_batch(loaded),
+        after=after,
+        end=5001,
+        limit=2000,
     )
     assert _scanned(nodes) == set()
     assert {"requests_pkey", "results_pkey"} <= _indexes(nodes)
+
+
+@pytest.mark.parametrize(
+    ("part", "statement"),
+    [(part, number) for part, sets in erasure.SETS.items() for number in range(len(sets))],
+)
+def test_erasing_reads_a_set_by_key(loaded: World, part: str, statement: int) -> None:
+    sql = erasure.SETS[part][statement]
+    nodes = plan_nodes(loaded.worker, sql, batch=_any_batch(loaded), after=100, upto=600)
+    assert _scanned(nodes) == set()
+    assert _indexes(nodes)
+    bounds = [node["Index Cond"] for node in nodes if "line >" in node.get("Index Cond", "")]
+    assert bounds, "a set is a range of an index"
+
+
+def test_next_erasure_reads_no_big_table(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, erasure.NEXT)
+    assert _scanned(nodes) == set()
+
+
+def test_expired_files_find_their_batches_by_index(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, sweep.EXPIRE_FILES, limit=200)
+    assert _scanned(nodes) == set()
+    assert {"batches_by_output", "batches_by_error", "batches_by_input"} <= _indexes(nodes)
+
+
+def test_orphans_find_their_owners_by_key(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, sweep.ORPHANS, limit=200)
+    assert _scanned(nodes) == set()
+    assert {"files_pkey", "batches_pkey"} <= _indexes(nodes)
+
+
+def test_files_of_answers_are_read_by_key(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, answer_store.FILES, batch=_any_batch(loaded))
+    assert _scanned(nodes) == set()
+    assert {"files_pkey", "batches_pkey"} <= _indexes(nodes)
 
 
 @pytest.mark.parametrize("after", [None, "01000000-0000-7000-8000-000000000000"])

@@ -11,6 +11,7 @@ from lowtide.core.pools import Pool
 from lowtide.dead_letters.model import LetterId
 from lowtide.files.lines import Limits
 from lowtide.pipeline.split import Splitter
+from tests.worker.workers import Sink, WaitingPublisher
 from tests.worlds import done
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def batch_of_lines(
     with store.open_writer(file.object_key) as writer:
         writer.write(b"\n".join(lines))
     batch = world.new_batch(tenant, input_file=file.id, **changes)
-    Splitter(world.splits, store, Limits()).split(batch)
+    Splitter(world.splits, store, Limits(), WaitingPublisher(Sink(), world.outbox)).split(batch)
     assert world.row(batch).status == "in_progress"
     return batch
 

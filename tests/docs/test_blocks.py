@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Blocks in these languages are data; those in Lowtide's own are run or marked.
-DATA = {"json", "mermaid", "sql", "yaml"}
+DATA = {"json", "mermaid", "sql", "toml", "yaml"}
 # Namespaces of the pages: ours, the reader's own, and Knative's, KEDA's and the gateway's.
 NAMESPACES = {"lowtide", "monitoring", "keda", "knative-eventing"}
 FOREIGN = {"keda", "knative-eventing", "monitoring"}

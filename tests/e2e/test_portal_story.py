@@ -123,10 +123,10 @@ def _drop_bad_file(page: Page) -> None:
         }""",
         [FILENAME, "".join((_lines()[0], "{no\n", bad))],
     )
-    zone = page.locator(".q-uploader")
+    zone = page.locator(".drop-zone")
     zone.wait_for()
     zone.dispatch_event("dragover", {"dataTransfer": files})
-    page.locator(".q-uploader__dnd").dispatch_event("drop", {"dataTransfer": files})
+    zone.dispatch_event("drop", {"dataTransfer": files})
     page.get_by_text("line 2", exact=True).wait_for()
     page.get_by_text("line 3", exact=True).first.wait_for()
     assert page.get_by_text("line 1", exact=True).count() == 0

@@ -23,6 +23,7 @@ from lowtide.dead_letters.model import LetterId
 from lowtide.files.lines import Limits
 from lowtide.objects.store import ObstoreObjects
 from lowtide.settings import Settings
+from lowtide.uploads.model import MAX_PART_BYTES
 from portal.downloads import MOST
 from tests.browsing import launched, new_visit
 from tests.conftest import API_KEY
@@ -185,6 +186,42 @@ def test_upload_stays_within_memory_limit(serve: Callable[..., Any], world: Worl
         assert_within_limit("upload", server.pid)
 
 
+def test_parts_and_completions_stay_within_memory_limit(
+    serve: Callable[..., Any],
+    world: World,  # noqa: ARG001
+) -> None:
+    """Each caller sends a part of the max size and another, and completes them."""
+    content = b"\n".join(longest_file()[:3])
+    bodies = [
+        form(part("data", data, "upload"))
+        for data in (content[:MAX_PART_BYTES], content[MAX_PART_BYTES:])
+    ]
+    creation = {"bytes": len(content), "filename": "a", "mime_type": "b", "purpose": "batch"}
+    count = concurrency("upload")
+    with serve("upload", "api", "http") as server:
+
+        def send(path: str, **arguments: Any) -> httpx.Response:
+            arguments["headers"] = HEADERS | arguments.get("headers", {})
+            url = f"{server.url}/v1/uploads{path}"
+            return httpx.post(url, timeout=600, trust_env=False, **arguments)
+
+        def add_part(number: int) -> httpx.Response:
+            headers = {"Content-Type": CONTENT_TYPE}
+            body = bodies[number // count]
+            return send(f"/{uploads[number % count]}/parts", content=body, headers=headers)
+
+        uploads = [send("", json=creation).json()["id"] for _ in range(count)]
+        ids = [answer.json()["id"] for answer in together(2 * count, add_part)]
+        assert_within_limit("upload", server.pid, bound=512 * MIB)
+        together(
+            count,
+            lambda number: send(
+                f"/{uploads[number]}/complete", json={"part_ids": ids[number::count]}
+            ),
+        )
+        assert_within_limit("upload", server.pid)
+
+
 def test_split_stays_within_memory_limit(
     serve: Callable[..., Any], world: World, store: ObstoreObjects
 ) -> None:
@@ -329,4 +366,13 @@ def test_portal_stays_within_memory_limit(
         visit.page.goto(f"{portal.url}/dead-letters")
         visit.page.get_by_role("button", name="View 1").click()
         visit.page.get_by_role("dialog").get_by_text("Last response").wait_for()
+        large = folder.parent / "large.jsonl"
+        large.write_bytes(b"\n".join(longest_file()[:3]))
+        # Their parts are more than may run at once.
+        pages = [visit.tab() for _ in range(3)]
+        for page in pages:
+            page.goto(f"{portal.url}/upload")
+            page.get_by_label("Input file").set_input_files(large)
+        for page in pages:
+            page.get_by_text("Ready", exact=True).wait_for(timeout=300_000)
     assert_within_limit("portal", portal.process.pid)

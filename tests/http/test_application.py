@@ -90,7 +90,7 @@ def test_errors_have_openai_shape(
         ),
         pytest.param(
             "GET", f"/v1/files/file-{ID}/content?Range=bytes%3D0-1", "Range",
-            "Unknown query parameter 'Range'. This path accepts none.", id="name of a header",
+            "Unknown query parameter 'Range'. This path accepts presign.", id="name of a header",
         ),
         pytest.param(
             "POST", "/v1/files?purpose=batch", "purpose",

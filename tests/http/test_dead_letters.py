@@ -18,6 +18,7 @@ from lowtide.core.ids import (
     format_request_id,
     new_id,
 )
+from lowtide.objects.joined import JoinedObjects
 from lowtide.objects.store import ObstoreObjects
 from lowtide.settings import Admission
 from tests.dead_letters.letters import ANSWER, batch_of_lines, bury, custom_ids, source_lines
@@ -229,7 +230,10 @@ def test_output_download_equals_error_file(
 
     batch = letters.batch()
     Finalizer(
-        letters.world.finals, letters.store, letters.api.app().publisher, new_id=new_id
+        letters.world.finals,
+        JoinedObjects(letters.store),
+        letters.api.app().publisher,
+        new_id=new_id,
     ).finalize(batch)
     error_file = letters.world.row(batch).error_file_id
     errors = letters.api("GET", f"/v1/files/file-{error_file.hex}/content")

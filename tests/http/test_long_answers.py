@@ -16,6 +16,7 @@ from lowtide.core.ids import DEFAULT_TENANT, BatchId, format_batch_id, new_id
 from lowtide.core.pools import Pool
 from lowtide.dead_letters.model import LetterFilter, LetterId
 from lowtide.events.publisher import Publisher
+from lowtide.objects.joined import JoinedObjects
 from lowtide.objects.store import ObstoreObjects
 from lowtide.pipeline.finalize import Finalizer
 from portal.pages.letter_table import read_excerpts
@@ -124,7 +125,7 @@ def test_only_last_page_is_marked_complete(
 
 def _finalize(world: World, store: ObstoreObjects, batch: BatchId) -> None:
     publisher = Publisher(Sink(), world.outbox)
-    Finalizer(world.finals, store, publisher, new_id=new_id).finalize(batch)
+    Finalizer(world.finals, JoinedObjects(store), publisher, new_id=new_id).finalize(batch)
 
 
 def test_output_and_error_files_hold_long_results(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lowtide.core.ids import DEFAULT_TENANT, format_batch_id, new_id
+from lowtide.objects.joined import JoinedObjects
 from lowtide.objects.store import ObstoreObjects
 from lowtide.pipeline.finalize import Finalizer
 from tests.dead_letters.letters import batch_of_lines, bury, custom_ids, source_lines
@@ -27,7 +28,7 @@ def _batch(api: Api, world: World, tenant: TenantId = DEFAULT_TENANT, *, ends: b
     bury(world, batch, (2, 3))
     if ends:
         publisher = WaitingPublisher(Sink(), world.outbox)
-        Finalizer(world.finals, store, publisher, new_id=new_id).finalize(batch)
+        Finalizer(world.finals, JoinedObjects(store), publisher, new_id=new_id).finalize(batch)
     return format_batch_id(batch)
 
 

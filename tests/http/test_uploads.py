@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 from lowtide.core.errors import Conflict, Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, format_file_id, new_id, now, parse_upload_id
+from lowtide.files.index import index_key
 from lowtide.files.lines import LineReader
 from lowtide.objects.store import ObstoreObjects, ObstoreWriter
 from lowtide.tenants.keys import hash_key
@@ -93,6 +94,12 @@ def _error(response: Any, status: int, param: str | None) -> str:
     error = response.json["error"]
     assert error["param"] == param
     return str(error["message"])
+
+
+def _objects_of(file: str) -> set[str]:
+    """Return the keys of a file's object and of its index."""
+    key = f"files/{file.removeprefix('file-')}"
+    return {key, index_key(key)}
 
 
 def test_new_upload_is_pending_for_an_hour(api: Api) -> None:
@@ -281,6 +288,46 @@ def test_part_is_not_held_in_memory(api: Api, monkeypatch: pytest.MonkeyPatch) -
     assert max(sizes) <= 1 << 18
 
 
+def test_bytes_of_all_parts_have_an_exact_limit_in_parallel(
+    api: Api, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowtide.uploads.model.MAX_PART_BYTES", 100)
+    created = _create(api, 200)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: _add(api, created["id"], b"x" * 80), range(16)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 6 + [413] * 10
+    assert "at most 10000 parts with 500 bytes together" in _error(
+        _add(api, created["id"], b"x" * 21), 413, "data"
+    )
+    assert _add(api, created["id"], b"x" * 20).status_code == 200
+    assert world.value("SELECT part_bytes FROM uploads") == 500
+    sizes = [(api.objects / key).stat().st_size for key in api.object_keys()]
+    assert sorted(sizes) == [20, *[80] * 6]
+
+
+def test_number_of_parts_has_an_exact_limit_in_parallel(
+    api: Api, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("service", "store"):
+        monkeypatch.setattr(f"lowtide.uploads.{module}.MAX_PARTS", 6)
+    created = _create(api)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: _add(api, created["id"], b"x"), range(10)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 6 + [413] * 4
+    assert "at most 6 parts" in _error(_add(api, created["id"], b"x"), 413, "data")
+    assert world.value("SELECT part_count FROM uploads") == 6
+    assert len(api.object_keys()) == 6
+
+
+def test_upload_that_is_full_is_still_completed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("service", "store"):
+        monkeypatch.setattr(f"lowtide.uploads.{module}.MAX_PARTS", len(LINES))
+    created = _create(api)
+    ids = _parts(api, created["id"], LINES)
+    assert _add(api, created["id"], b"x").status_code == 413
+    assert _complete(api, created["id"], ids).status_code == 200
+
+
 def test_parts_of_another_size_are_refused_with_both_numbers(api: Api, world: World) -> None:
     created = _create(api)
     ids = _parts(api, created["id"], LINES)
@@ -396,6 +443,7 @@ def test_completions_at_once_make_one_file(api: Api, world: World, *, same: bool
         services.uploads._files,
         services.files,
         ObstoreObjects(f"file://{api.objects}"),
+        services.uploads._presigned,
         new_id=new_id,
         clock=now,
     )
@@ -459,7 +507,7 @@ def test_completed_upload_takes_no_part_and_is_not_cancelled(api: Api, world: Wo
     assert "is completed" in _error(_add(api, created["id"], b"x"), 409, "upload_id")
     assert "delete its file" in _error(_cancel(api, created["id"]), 409, "upload_id")
     _sweep(api, world)
-    assert api.object_keys() == {f"files/{file.removeprefix('file-')}"}
+    assert api.object_keys() == _objects_of(file)
     assert api("GET", f"/v1/files/{file}/content").data == CONTENT
 
 
@@ -557,7 +605,7 @@ def test_completion_can_be_repeated_after_crash_at_any_step(
     file = _complete(api, created["id"], ids).json["file"]["id"]
     _age(world, 6 * HOUR)
     _sweep(api, world)
-    assert api.object_keys() == {f"files/{file.removeprefix('file-')}"}
+    assert api.object_keys() == _objects_of(file)
     assert api("GET", f"/v1/files/{file}/content").data == CONTENT
 
 

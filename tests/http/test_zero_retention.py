@@ -247,7 +247,7 @@ def test_readers_of_a_batch_see_its_texts(stage: Stage) -> None:
     browser = stage.app.services.browser
     principal = Principal("operator", Role.OPERATOR)
     shown = browser.line(principal, batch, 2)
-    assert (shown.record.body or "").startswith(f'{{"echo": "{MARKER} 2xxx')
+    assert (shown.record.body or b"").startswith(f'{{"echo": "{MARKER} 2xxx'.encode())
     assert shown.record.body_bytes == len(json.dumps({"echo": f"{MARKER} 2" + "x" * LONG}))
     assert MARKER.encode() in (shown.input or b"")
     drawer = browser.line(principal, batch, 7).record

@@ -71,7 +71,7 @@ def test_alerts_on_tick_metrics_carry_tick_label() -> None:
     from_tick = {name for name, rule in alerts().items() if rule["labels"].get("from") == "tick"}
     assert from_tick == {
         "LowtideAutoscalerAtMax", "LowtideBatchAtRisk", "LowtideEventsNotTaken", "LowtideNoWorkers",
-        "LowtidePoolPaused", "LowtideQueueOld", "LowtideQueueStuck",
+        "LowtidePoolPaused", "LowtideQueueOld", "LowtideQueueStuck", "LowtideRetentionBehind",
     }  # fmt: skip
 
 

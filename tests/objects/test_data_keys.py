@@ -98,13 +98,14 @@ def test_a_tenant_has_its_own_keys_only(world: World) -> None:
 @pytest.mark.parametrize(
     ("role", "statement"),
     [
-        ("worker", "INSERT INTO data_keys (id, tenant_id, wrapped) VALUES (:id, :id, 'x')"),
         ("worker", "UPDATE data_keys SET wrapped = 'x'"),
+        ("worker", "UPDATE data_keys SET tenant_id = :id"),
+        ("api", "UPDATE data_keys SET file_id = :id"),
         ("api", "UPDATE data_keys SET wrapped = 'x'"),
         ("operator", "UPDATE data_keys SET tenant_id = :id"),
         ("autoscaler", "SELECT :id, wrapped FROM data_keys"),
     ],
-    ids=lambda value: value.split()[0],
+    ids=lambda value: value.split(" = ")[0].replace("UPDATE data_keys SET ", ""),
 )
 def test_roles_have_no_further_rights(world: World, role: str, statement: str) -> None:
     with (

@@ -1,4 +1,4 @@
-"""Conformance of a folder, memory and an S3 server to the `ObjectStore` protocol."""
+"""Conformance of a folder, memory and the buckets of three clouds to the `ObjectStore` protocol."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -146,12 +147,19 @@ def test_stream_fails_rather_than_mix_versions(objects: ObjectStore) -> None:
     assert first == LARGE[:CHUNK]
 
 
-def test_concurrent_writers_leave_one_whole_object(objects: ObjectStore) -> None:
-    with objects.open_writer(KEY) as first, objects.open_writer(KEY) as second:
-        for start in range(0, len(LARGE), CHUNK):
-            first.write(LARGE[start : start + CHUNK])
-            second.write(LARGE[start : start + CHUNK][::-1])
-    assert read(objects) == LARGE
+def test_concurrent_writers_leave_one_whole_object(
+    objects: ObjectStore, request: pytest.FixtureRequest
+) -> None:
+    chunks = [LARGE[start : start + CHUNK] for start in range(0, len(LARGE), CHUNK)]
+    # On Azure, the end of one writer discards the parts of the other.
+    is_azure = "azure" in request.node.name
+    outcome: Any = pytest.raises(Unavailable) if is_azure else nullcontext()
+    with outcome, objects.open_writer(KEY) as first, objects.open_writer(KEY) as second:
+        for chunk in chunks:
+            first.write(chunk)
+            second.write(chunk[::-1])
+    expected = b"".join(chunk[::-1] for chunk in chunks) if is_azure else LARGE
+    assert read(objects) == expected
 
 
 def test_delete_ignores_missing_keys(objects: ObjectStore) -> None:
@@ -233,6 +241,15 @@ def test_folder_keeps_no_staging_files(tmp_path: Path) -> None:
     assert [*counts, *files_in(tmp_path)] == [1]
     put(objects, LARGE)
     assert files_in(tmp_path) == [KEY]
+
+
+def test_deletion_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
+    objects = ObstoreObjects(tmp_path.as_uri())
+    put(objects, LARGE)
+    for name in (f"{KEY}#1", f"{KEY}#2", f"{KEY}0"):
+        (tmp_path / name).write_bytes(b"x")
+    objects.delete([KEY, "unknown/key"])
+    assert files_in(tmp_path) == [f"{KEY}0"]
 
 
 def test_files_and_folders_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

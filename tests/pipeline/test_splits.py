@@ -9,11 +9,18 @@ import pytest
 
 from lowtide.core.errors import Unavailable
 from lowtide.core.pools import Pool
+from lowtide.files.index import FileSegment, read_rows, render_rows
 from lowtide.files.lines import InputLine, Problem
+from lowtide.pipeline.split_store import Index
 from tests.worlds import Running, World, gate, input_lines, together
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+def _index(*lines: int) -> Index:
+    """Return an index of segments with so many requests; the positions of their rows are wrong."""
+    return Index("m", [FileSegment(each, 0, 0) for each in lines])
 
 
 def test_split_stores_and_queues_every_request(world: World) -> None:
@@ -53,22 +60,19 @@ def test_split_stores_and_queues_every_request(world: World) -> None:
 )
 def test_any_custom_id_survives_copy(world: World, custom_id: str) -> None:
     batch = world.new_batch()
-    with world.splits.open(batch) as split:
+    given = [InputLine(1, custom_id, 3, 4, -(2**31)), InputLine(2, "next", 5, 6)]
+    index = _index(2)
+    with world.opened(batch, index) as split:
         assert split is not None
-        split.write([InputLine(1, custom_id, 3, 4, -(2**31)), InputLine(2, "next", 5, 6)])
-        assert split.start(2, "m")
+        split.copy([render_rows(given)])
+        assert split.start(index) == ()
+    assert [row.custom_id for row in read_rows([render_rows(given)])] == [custom_id, "next"]
     rows = world.rows("SELECT custom_id, start, length, checksum FROM requests ORDER BY line")
     assert [tuple(row) for row in rows] == [(custom_id, 3, 4, -(2**31)), ("next", 5, 6, None)]
 
 
-def test_discarded_split_leaves_nothing(world: World) -> None:
+def test_rejected_batch_is_never_split(world: World) -> None:
     batch = world.new_batch()
-    before = world.contents()
-    with world.splits.open(batch) as split:
-        assert split is not None
-        split.write(input_lines(3000))
-        split.discard()
-    assert world.contents() == before
     world.splits.reject(batch, [Problem("bad", "wrong", "body", 3000), Problem("worse", "file")])
     row = world.row(batch)
     assert (row.status, row.failed_at is not None) == ("failed", True)
@@ -86,14 +90,15 @@ def test_failed_source_leaves_nothing_and_frees_connections(world: World) -> Non
     before = world.contents()
     world.splits._engine = engine
 
-    def source() -> Iterator[InputLine]:
-        yield from input_lines(5000)
+    def source() -> Iterator[bytes]:
+        rows = render_rows(input_lines(5000))
+        yield rows[: len(rows) // 2 - 3]  # in the middle of a row
         raise OSError("the store went away")
 
     def fail() -> None:
-        with world.splits.open(batch) as split:
+        with world.opened(batch, _index(5000)) as split:
             assert split is not None
-            split.write(source())
+            split.copy(source())
 
     for _ in range(6):  # more often than the pool has connections
         with pytest.raises(Unavailable):
@@ -111,10 +116,10 @@ def test_killed_split_leaves_nothing(world: World) -> None:
         pass
 
     def die() -> None:
-        with world.splits.open(batch) as split:
+        with world.opened(batch, _index(100)) as split:
             assert split is not None
-            split.write(input_lines(100))
-            split.start(100, "m")
+            split.copy([render_rows(input_lines(100))])
+            split.start(_index(100))
             raise Killed
 
     with pytest.raises(Killed):
@@ -155,7 +160,7 @@ def test_cancel_waits_for_split_that_started_batch(world: World) -> None:
     slow = world.own_engine("worker")
     splitter = World(world.database)
     splitter.splits._engine = slow
-    with gate(slow, before="COMMIT") as stopped:
+    with gate(slow, before="INSERT INTO segments") as stopped:
         split = Running(lambda: splitter.split(batch, 20))
         stopped.wait()
         cancelled = Running(lambda: world.cancel(batch))

@@ -11,6 +11,7 @@ from lowtide.files.lines import Limits, checksum_of
 from lowtide.objects.store import ObstoreObjects
 from lowtide.pipeline.split import Splitter
 from tests.http.forms import line
+from tests.worker.workers import Sink, WaitingPublisher
 
 if TYPE_CHECKING:
     from lowtide.core.ids import BatchId
@@ -24,7 +25,8 @@ def _splitter(
     if content is not None:
         with store.open_writer(world.row(batch).input_key) as writer:
             writer.write(content)
-    return Splitter(world.splits, store, Limits()), store
+    publisher = WaitingPublisher(Sink(), world.outbox)
+    return Splitter(world.splits, store, Limits(), publisher), store
 
 
 def test_valid_file_is_queued_once(world: World) -> None:

@@ -202,8 +202,15 @@ class QueueMachine(RuleBasedStateMachine):
             return
         results = [model.requests[number].succeeded for number in model.at("results")]
         event = batch_event(new_id(), EventType.BATCH_COMPLETED, model.tenant, model.id)
-        counts = {"completed": sum(results), "failed": len(results) - sum(results)}
-        assert self.world.finals.close(job, **counts, output=None, error=None, event=event)
+        completed = sum(results)
+        assert self.world.finals.close(
+            job,
+            completed=completed,
+            failed=len(results) - completed,
+            output=None,
+            error=None,
+            event=event,
+        )
         model.status = job.final_status
         assert (
             model.status

@@ -17,6 +17,7 @@ from lowtide.local.files import SUPERUSER
 from lowtide.pipeline.final_store import LINES
 from lowtide.queue.claiming import LANES, TAKE
 from lowtide.queue.store import FINISH
+from tests.plans import stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +63,8 @@ def stale(request: pytest.FixtureRequest, database: Database) -> Iterator[Databa
             for statement in statements.split(";"):
                 connection.execute(text(statement))
 
-        for table in ("batches", "requests", "results", "queue", "claims", "workers"):
+        tables = ("batches", "requests", "results", "queue", "claims", "workers")
+        for table in stored(connection, tables):
             run(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
         values = {"tenant": TENANT, "lease": LEASE, "lines": BATCH_REQUESTS}
         if request.param != "never analyzed":

@@ -26,6 +26,7 @@ from lowtide.dead_letters.requeue import Requeuer, RequeueRequest
 from lowtide.dead_letters.requeue_store import RequeueStore
 from lowtide.dead_letters.store import DeadLetterStore
 from lowtide.files.store import FileStore
+from lowtide.objects.joined import JoinedObjects
 from lowtide.objects.store import ObstoreObjects
 from lowtide.pipeline.finalize import Finalizer
 from lowtide.reruns import store as rerun_store
@@ -106,7 +107,9 @@ class Services:
         world.run("UPDATE workers SET expires_at = now() - interval '1 s' WHERE id = :id", id=lease)
         world.sweep(cancel_grace=0)
         if ends != "running":
-            Finalizer(world.finals, self.store, self.publisher, new_id=new_id).finalize(batch)
+            Finalizer(
+                world.finals, JoinedObjects(self.store), self.publisher, new_id=new_id
+            ).finalize(batch)
             assert world.row(batch).status == ends
         self.sink.sent.clear()
         return batch
@@ -164,7 +167,7 @@ def test_rerun_creates_one_batch_of_all_failed_requests(services: Services) -> N
     subject = f"{format_batch_id(source)}: 4 requests as {format_batch_id(rerun.batch)}"
     assert services.audit() == [("key", "batches.rerun", subject)]
     assert world.row(source) == before
-    assert world.rows("SELECT * FROM orphan_objects") == []
+    assert world.orphans() == []
 
 
 @pytest.mark.parametrize(
@@ -251,7 +254,7 @@ def test_dead_letters_requeued_meanwhile_are_left_out(services: Services) -> Non
         hold.opened.set()
         rerun = call.result()
     assert services.content(rerun.batch) == _lines([1])
-    assert services.world.rows("SELECT * FROM orphan_objects") == []
+    assert services.world.orphans() == []
 
 
 def _running(services: Services) -> BatchId:
@@ -323,7 +326,7 @@ def test_limit_of_tenant_leaves_no_file(services: Services) -> None:
     with pytest.raises(InvalidRequest) as error:
         services.rerun(source, tenant)
     assert error.value.code == "too_many_lines"
-    assert services.world.rows("SELECT * FROM orphan_objects") == []
+    assert services.world.orphans() == []
     assert services.letters() == [(2, "open", None), (3, "open", None)]
 
 

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
+from lowtide.batches.erasure import Eraser
 from lowtide.core.errors import Unavailable
 from lowtide.core.pools import Pool
 from lowtide.events.model import EventType
 from lowtide.objects.store import ObstoreObjects
 from lowtide.planning.demand import Capacity, PoolScale, RateSample
 from lowtide.queue.rates import RateStore
+from lowtide.retention.partitions import PartitionStore
+from lowtide.retention.service import Retention, RetentionRules
+from lowtide.retention.store import RetentionStore
 from lowtide.scheduler.samples import SampleRecorder
 from lowtide.scheduler.tick import Scheduler, TickRules
 from lowtide.search.indexing import SearchIndexer
@@ -54,6 +58,12 @@ def _scheduler(
         RateStore(world.worker),
         SampleRecorder(world.worker),
         SearchIndexer(world.worker),
+        Retention(
+            PartitionStore(world.worker),
+            RetentionStore(world.worker),
+            RetentionRules(data_kept=30 * 86_400, records_kept=400 * 86_400),
+        ),
+        Eraser(world.worker),
         store or ObstoreObjects("memory://"),
         publisher,
         rules,

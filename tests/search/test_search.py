@@ -13,7 +13,9 @@ from lowtide.core.ids import (
     format_request_id,
     new_id,
 )
+from lowtide.files.index import FileSegment, render_rows
 from lowtide.files.lines import InputLine
+from lowtide.pipeline.split_store import Index
 from lowtide.search.indexing import SearchIndexer
 from lowtide.search.model import Kind
 from lowtide.search.service import Search
@@ -39,10 +41,12 @@ def everywhere(world: World) -> Search:
 
 
 def split(world: World, batch: BatchId, custom_ids: Sequence[str]) -> None:
-    with world.splits.open(batch) as transaction:
+    rows = render_rows([InputLine(n, name, n * 100, 90) for n, name in enumerate(custom_ids, 1)])
+    index = Index("m", [FileSegment(len(custom_ids), 0, len(rows))])
+    with world.opened(batch, index) as transaction:
         assert transaction is not None
-        lines = [InputLine(n, name, n * 100, 90) for n, name in enumerate(custom_ids, 1)]
-        assert transaction.start(transaction.write(lines), "m")
+        transaction.copy([rows])
+        assert transaction.start(index) == ()
 
 
 def batch_of(world: World, *custom_ids: str, **changes: Any) -> BatchId:

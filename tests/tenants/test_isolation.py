@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 READABLE_BY_API = (
     "files", "batches", "requests", "queue", "claims", "results", "tallies", "request_events",
     "dead_letters", "outbox", "orphan_objects", "request_states", "batch_states", "batch_terms",
-    "custom_ids", "search_backlog", "uploads", "upload_parts", "segments",
+    "custom_ids", "search_backlog", "uploads", "upload_parts", "segments", "buckets",
     "data_keys",
 )  # fmt: skip
 # Workers do not read it; test_usage.py tests it.
 READABLE_BY_API_ALONE = "request_rates"
-HIDDEN_FROM_API = ("api_keys", "workers", "audit_log")
+HIDDEN_FROM_API = ("api_keys", "workers", "audit_log", "erasures")
 
 
 @dataclass
@@ -62,14 +62,13 @@ def _fill(world: World, tenant: TenantId) -> None:
         "INSERT INTO orphan_objects VALUES (:key, :tenant, now())", key=str(tenant), tenant=tenant
     )
     _upload(world, tenant)
+    with world.database.engine("operator").begin() as connection:
+        connection.execute(
+            text("INSERT INTO buckets VALUES (:tenant, 's3://b/', true, true, 'c', now(), 'op')"),
+            {"tenant": tenant},
+        )
     with acting_for(world.api, tenant) as connection:
         add_key(connection, WrappedKey(DataKeyId(tenant, new_id()), b"wrapped"))
-    world.run(
-        "INSERT INTO segments (batch_id, number, tenant_id, first_line, lines, index_start, index_end) "
-        "VALUES (:batch, 1, :tenant, 1, 8, 0, 0)",
-        batch=batch,
-        tenant=tenant,
-    )
     # The delay keeps these requests from being claimed while the other tenant is filled.
     world.run("UPDATE queue SET available_at = now() + interval '1 h'")
 
@@ -87,7 +86,7 @@ def _upload(world: World, tenant: TenantId) -> None:
         now + timedelta(hours=1),
     )
     uploads.create(upload)
-    uploads.add_part(tenant, Part(PartId(new_id()), upload.id, 1, 0, "parts/x", now))
+    uploads.add_part(upload, Part(PartId(new_id()), upload.id, 1, 0, "parts/x", now))
 
 
 @pytest.fixture
@@ -210,6 +209,7 @@ def test_tenant_cannot_write_rows_for_another_tenant(two: Two, statement: str) -
         "INSERT INTO dead_letters SELECT * FROM dead_letters", "DELETE FROM dead_letters",
         "UPDATE dead_letters SET error_code = ''", "UPDATE dead_letters SET tenant_id = tenant_id",
         "DELETE FROM uploads", "DELETE FROM upload_parts", "UPDATE upload_parts SET bytes = 0",
+        "INSERT INTO buckets SELECT * FROM buckets", "UPDATE buckets SET may_write = true", "DELETE FROM buckets",
         "UPDATE orphan_objects SET object_key = 'x'", "TRUNCATE files", "CREATE TABLE mine (id int)", "SET ROLE lowtide_worker",
         "ALTER TABLE files DISABLE ROW LEVEL SECURITY", "SELECT pg_read_file('/etc/passwd')",
     ],
@@ -295,6 +295,22 @@ def test_autoscaler_reads_only_queue_claims_and_wanted_replicas(two: Two) -> Non
     ):
         with pytest.raises(DBAPIError, match="permission denied"), engine.begin() as connection:
             connection.execute(text(statement))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO buckets SELECT * FROM buckets",
+        "UPDATE buckets SET may_write = true",
+        "DELETE FROM buckets",
+    ],
+)
+def test_only_operators_register_buckets(two: Two, statement: str) -> None:
+    with (
+        pytest.raises(DBAPIError, match="permission denied"),
+        two.world.worker.begin() as connection,
+    ):
+        connection.execute(text(statement))
 
 
 def test_worker_cannot_read_keys_or_audit_log(two: Two) -> None:

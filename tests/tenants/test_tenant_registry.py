@@ -78,6 +78,20 @@ def test_limits_change_individually(world: World, tenancy: Tenancy) -> None:
     ]
 
 
+def test_retention_is_set_and_cleared(world: World, tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges(batch_retention=86_400))
+    before = len(_audit(world))
+    assert tenancy.change("acme", TenantChanges(weight=1)).batch_retention == 86_400
+    assert tenancy.change("acme", TenantChanges(batch_retention=3600)).batch_retention == 3600
+    assert tenancy.change("acme", TenantChanges(batch_retention=0)).batch_retention is None
+    assert [subject for _, _, subject in _audit(world)[before:]] == [
+        "batch_retention: 86400 -> 3600",
+        "batch_retention: 3600 -> none",
+    ]
+    with pytest.raises(InvalidRequest, match="at least 1h"):
+        tenancy.change("acme", TenantChanges(batch_retention=3599))
+
+
 def test_concurrent_changes_do_not_overwrite_each_other(tenancy: Tenancy) -> None:
     tenancy.create("acme", TenantChanges())
     names = ("requests_per_minute", "active_batches", "queued_lines", "running_lines")

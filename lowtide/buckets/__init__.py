@@ -1,0 +1,1 @@
+"""Buckets of tenants: their URLs, who may use them, and the bytes in them."""
