@@ -50,8 +50,6 @@ class PresignedDownloads:
         It is recorded in the audit log as a download. Raises NotFound, or InvalidRequest if the
         object store cannot sign URLs, and for a file with zero retention.
         """
-        self._presigner.check("presign")
-        expires_at = self._clock() + timedelta(seconds=seconds)
         if self._files.get(tenant, file).zero_retention:
             raise InvalidRequest(
                 "The file has zero retention: the object store has only its encrypted bytes, which "
@@ -59,6 +57,8 @@ class PresignedDownloads:
                 param="presign",
                 code="zero_retention_not_presigned",
             )
+        self._presigner.check("presign")
+        expires_at = self._clock() + timedelta(seconds=seconds)
         record = self._files.download(tenant, file, actor)
         pieces = [Piece(record.object_key, record.size)]
         if is_joined(record.object_key):

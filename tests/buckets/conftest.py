@@ -22,7 +22,16 @@ from lowtide.objects.store import ObstoreObjects, open_cloud
 from lowtide.settings import PREFIX
 from lowtide.tenants.keys import hash_key
 from tests.conftest import PEPPER, shared_database, world
-from tests.http.conftest import FUNCTIONS, MAX_FILE_BYTES, MAX_LINES, Api, api, clients, create_app
+from tests.http.conftest import (
+    FUNCTIONS,
+    MASTER_KEY,
+    MAX_FILE_BYTES,
+    MAX_LINES,
+    Api,
+    api,
+    clients,
+    create_app,
+)
 from tests.objects.conftest import s3_endpoint
 from tests.worlds import PATIENCE, done
 
@@ -248,6 +257,7 @@ def _functions(
         "MAX_FILE_BYTES": str(MAX_FILE_BYTES),
         "MAX_BATCH_LINES": str(MAX_LINES),
         "BUCKET_CREDENTIALS": str(path),
+        "MASTER_KEY": MASTER_KEY,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
@@ -270,12 +280,12 @@ def jobs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Jobs:
     """Batches of buckets, with an empty database; `in/` and `out/` of a bucket are registered."""
-    # Settings of the installation's own store, which must not reach a named set of credentials.
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "own")
     functions, settings, path = _functions
     config = {"endpoint": s3_endpoint, "access_key_id": "any", "secret_access_key": "any"}
     store = open_cloud("s3://bucket", is_plaintext=True, config=config | {"region": "us-east-1"})
+    # Settings of the installation's own store, which must not reach a named set of credentials.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "own")
     for page in obstore.list(store):
         obstore.delete(store, [meta["path"] for meta in page])
     made = Jobs(api, world, functions, settings, path, store)

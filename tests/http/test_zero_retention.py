@@ -14,20 +14,24 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from lowtide.app import App
+from lowtide.batches.erasure import Eraser
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, parse_batch_id, parse_file_id
 from lowtide.core.pools import Pool
 from lowtide.engines.outcomes import Answered, Unanswered, Usage
+from lowtide.files import index
+from lowtide.files.index import SegmentSize
 from lowtide.objects.data_keys import destroy_keys
 from lowtide.settings import Settings
 from lowtide.tenants.sign_in import Principal, Role
 from lowtide.worker import build
 from tests.http.conftest import MASTER_KEY
 from tests.http.forms import form, line, part, post
+from tests.retention.days import retention
 from tests.worker.workers import ScriptedEngine
 from tests.worlds import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from lowtide.engines.model import EngineRequest
     from lowtide.engines.outcomes import Outcome
@@ -126,6 +130,29 @@ class Stage:
         self.app.objects.delete(keys)
         self.app.scheduler._sweeps.forget_orphans(keys)
 
+    def split(self, batch: BatchId) -> int:
+        """Split every segment; return how many there are."""
+        self.app.splitter.split(batch)
+        return self._with_segments(batch, self.app.splitter.split_segment)
+
+    def finalize(self, batch: BatchId) -> None:
+        """Finalize every segment."""
+        self.app.finalizer.finalize(batch)
+        self._with_segments(batch, self.app.finalizer.finalize)
+
+    def _with_segments(self, batch: BatchId, step: Callable[[BatchId, int], None]) -> int:
+        rows = self.world.rows(
+            "SELECT number FROM segments WHERE batch_id = :batch ORDER BY number", batch=batch
+        )
+        for row in rows[1:]:
+            step(batch, row.number)
+        return len(rows)
+
+    def an_hour_later(self) -> None:
+        """Let every orphan become due, and the scheduler delete what nothing owns."""
+        self.world.run("UPDATE orphan_objects SET due_at = now()")
+        self.tick()
+
     def forget(self) -> None:
         """Let a minute pass: the caches of all processes are empty."""
         for app in (self.app, *(self.api.app(name) for name in self.api.clients)):
@@ -197,7 +224,7 @@ def run_batch(stage: Stage, *, sealed: bool) -> tuple[dict[str, Any], BatchId]:
     file = stage.upload(CONTENT, sealed=sealed)
     SEEN.append(stage.traces())
     batch = stage.create(file["id"])
-    stage.app.splitter.split(batch)
+    stage.split(batch)
     SEEN.append(stage.traces())
     stage.work(batch)
     SEEN.append(stage.traces())
@@ -413,3 +440,154 @@ def test_a_rerun_of_zero_retention_has_it_too(stage: Stage) -> None:
         stage.world.value("SELECT count(*) FROM data_keys WHERE tenant_id <> :t", t=DEFAULT_TENANT)
         == 0
     )
+
+
+@pytest.fixture
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut files into segments of 3 requests."""
+    monkeypatch.setattr(index, "SegmentSize", lambda: SegmentSize(max_lines=3))
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_a_batch_of_several_segments_is_encrypted_and_read_by_range(stage: Stage) -> None:
+    _, batch = run_batch(stage, sealed=True)
+    stage.finalize(batch)
+    assert stage.world.value("SELECT count(*) FROM segments") == 3
+    assert [traces for traces in SEEN if traces] == []
+    assert stage.traces() == []
+    stage.an_hour_later()
+    Eraser(stage.world.worker).erase()
+    stage.world.run("UPDATE results SET body = NULL")
+    ended = stage.get(f"/v1/batches/batch_{batch.hex}").json
+    output = stage.content(ended["output_file_id"])
+    error = stage.content(ended["error_file_id"])
+    shown = stage.get(f"/v1/batches/batch_{batch.hex}/results").text
+    assert sorted(shown.splitlines()) == sorted((output + error).splitlines())
+    assert [MARKER in each for each in (output + error).splitlines()] == [True] * len(KINDS)
+    principal = Principal("operator", Role.OPERATOR)
+    for number, kind in enumerate(KINDS, 1):
+        record = stage.app.services.browser.line(principal, batch, number).record
+        expected = b"The engine" if kind == "broken" else f"{MARKER} {number}".encode()
+        told = (record.body or b"") + (record.state.error_message or "").encode()
+        assert expected in told, kind
+    letter = stage.get(f"/v1/dead_letters/batch_req_{batch.hex}{5:08x}").text
+    assert f"{MARKER} 5 is too much" in letter
+    assert stage.get(f"/v1/files/{ended['output_file_id']}").json["x_lowtide"]["zero_retention"]
+
+
+@pytest.mark.parametrize("lines", [3, 50], ids=["several segments", "one segment"])
+def test_files_outlive_the_records_of_their_orphans_but_not_their_batch(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, lines: int
+) -> None:
+    monkeypatch.setattr(index, "SegmentSize", lambda: SegmentSize(max_lines=lines))
+    file, batch = run_batch(stage, sealed=True)
+    stage.finalize(batch)
+    stage.an_hour_later()
+    assert stage.world.value("SELECT count(*) FROM orphan_objects") == 0
+    ended = stage.get(f"/v1/batches/batch_{batch.hex}").json
+    outputs = [ended["output_file_id"], ended["error_file_id"]]
+    for each in outputs:
+        assert MARKER in stage.content(each)
+    for each in (file["id"], *outputs):
+        assert stage.api("DELETE", f"/v1/files/{each}").status_code == 200
+    Eraser(stage.world.worker).erase()
+    stage.an_hour_later()
+    assert stage.api.object_keys() == set()
+    assert keys(stage) == set()
+    response = stage.get(f"/v1/batches/batch_{batch.hex}/results")
+    assert response.json["error"]["code"] == "data_key_destroyed"
+
+
+def test_the_end_of_retention_destroys_the_key_at_once(stage: Stage) -> None:
+    file, batch = run_batch(stage, sealed=True)
+    stage.finalize(batch)
+    ended = stage.get(f"/v1/batches/batch_{batch.hex}").json
+    stage.world.run("UPDATE batches SET completed_at = completed_at - interval '29 days'")
+    retention(stage.world).end_data()
+    assert keys(stage) == {parse_file_id(file["id"]), batch}
+    stage.world.run("UPDATE batches SET completed_at = completed_at - interval '2 days'")
+    retention(stage.world).end_data()
+    assert keys(stage) == {parse_file_id(file["id"])}
+    stage.forget()
+    for each in (ended["output_file_id"], ended["error_file_id"]):
+        response = stage.get(f"/v1/files/{each}/content")
+        assert response.status_code == 404
+        assert response.json["error"]["code"] == "data_key_destroyed"
+    response = stage.get(f"/v1/batches/batch_{batch.hex}/results")
+    assert response.json["error"]["code"] == "data_ended"
+    assert stage.content(file["id"]) == CONTENT.decode()
+    stage.tick()
+    for each in (ended["output_file_id"], ended["error_file_id"]):
+        assert stage.get(f"/v1/files/{each}").status_code == 404
+
+
+def test_the_index_of_an_encrypted_file_is_encrypted(stage: Stage) -> None:
+    content = line(f"id-{MARKER}", kind="plain", input="x")
+    stage.upload(content, sealed=True)
+    indexes = [key for key in stage.api.object_keys() if key.startswith("indexes/")]
+    assert len(indexes) == 1
+    assert stage.traces() == []
+    stage.upload(content, sealed=False)
+    assert stage.traces() == ["files", "indexes"]
+
+
+def test_a_damaged_index_is_written_again(stage: Stage) -> None:
+    batch = stage.create(stage.upload(CONTENT, sealed=True)["id"])
+    (key,) = (key for key in stage.api.object_keys() if key.startswith("indexes/"))
+    path = stage.api.objects / key
+    damaged = path.read_bytes()[:-1] + b"?"
+    path.write_bytes(damaged)
+    assert stage.split(batch) == 1
+    assert stage.world.value("SELECT count(*) FROM requests") == len(KINDS)
+    assert path.read_bytes() != damaged
+    stage.work(batch)
+    stage.finalize(batch)
+    assert stage.traces() == []
+
+
+def test_a_damaged_input_fails_its_batch(stage: Stage) -> None:
+    batch = stage.create(stage.upload(CONTENT, sealed=True)["id"])
+    (key,) = (key for key in stage.api.object_keys() if key.startswith("sealed/"))
+    path = stage.api.objects / key
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    stage.split(batch)
+    ended = stage.get(f"/v1/batches/batch_{batch.hex}").json
+    assert [problem["code"] for problem in ended["errors"]["data"]] == ["input_corrupt"]
+
+
+def test_a_refused_part_leaves_its_upload_readable(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowtide.uploads.model.MAX_PART_BYTES", 0)
+    body = {"bytes": len(CONTENT), "filename": "in.jsonl", "mime_type": "application/jsonl"}
+    body |= {"purpose": "batch", "zero_retention": True}
+    upload = stage.api("POST", "/v1/uploads", json=body).json["id"]
+    answers = [
+        post(stage.api, form(part("data", CONTENT, "x")), path=f"/v1/uploads/{upload}/parts")
+        for _ in range(3)
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 413]
+    stage.forget()
+    named = {"part_ids": [answers[0].json["id"]]}
+    completed = stage.api("POST", f"/v1/uploads/{upload}/complete", json=named)
+    assert completed.status_code == 200, completed.text
+    assert stage.content(completed.json["file"]["id"]) == CONTENT.decode()
+
+
+def test_presigned_transfers_refuse_zero_retention(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"bytes": 10, "filename": "in.jsonl", "mime_type": "application/jsonl"}
+    body |= {"purpose": "batch", "zero_retention": True, "transfer": "presigned"}
+    file = stage.upload(CONTENT, sealed=True)["id"]
+    for response, param in (
+        (stage.api("POST", "/v1/uploads", json=body), "transfer"),
+        (stage.get(f"/v1/files/{file}/content?presign=60"), "presign"),
+    ):
+        assert response.status_code == 400
+        error = response.json["error"]
+        assert (error["code"], error["param"]) == ("zero_retention_not_presigned", param)
+        assert "encrypt" in error["message"]
+    assert keys(stage) == {parse_file_id(file)}
+    stage.api.override(monkeypatch, "read", presigned_downloads=True)
+    assert stage.content(file) == CONTENT.decode()
