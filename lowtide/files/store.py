@@ -54,7 +54,8 @@ SELECT EXISTS (SELECT 1 FROM batches WHERE input_file_id = :id
 _REMOVE = text("DELETE FROM files WHERE id = :id")
 _ADD_ORPHANS = text("""
 INSERT INTO orphan_objects (object_key, tenant_id, due_at)
-SELECT key, :tenant, now() + make_interval(secs => :after) FROM unnest(cast(:keys AS text[])) AS key
+SELECT key, :tenant, now() + make_interval(secs => :after)
+FROM (SELECT DISTINCT unnest(cast(:keys AS text[])) AS key) AS keys
 ORDER BY key
 ON CONFLICT (object_key) DO UPDATE SET due_at = least(orphan_objects.due_at, excluded.due_at)
 """)
