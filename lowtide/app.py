@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy import Engine
 
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.buckets.remote import RemoteBuckets
     from lowtide.buckets.service import Buckets
     from lowtide.core.pools import Pool
     from lowtide.events.model import EventSink
+    from lowtide.objects.data_keys import DataKeys
     from lowtide.objects.joined import JoinedObjects
     from lowtide.pipeline.exports import Exporter
     from lowtide.pipeline.finalize import Finalizer
@@ -131,12 +133,29 @@ class App:
     def objects(self) -> JoinedObjects:
         """The object store; raises ValueError if its URL is not set or not supported."""
         from lowtide.objects.joined import JoinedObjects
+        from lowtide.objects.sealed import SealedObjects
         from lowtide.objects.store import ObstoreObjects
 
         url = self.settings.object_store_url
         if not url:
             raise ValueError("LOWTIDE_OBJECT_STORE_URL is not set: see docs/settings.md.")
-        return JoinedObjects(ObstoreObjects(url))
+        return JoinedObjects(SealedObjects(ObstoreObjects(url), self.data_keys.get))
+
+    @cached_property
+    def data_keys(self) -> DataKeys:
+        """The keys of data with zero retention."""
+        from lowtide.objects.data_keys import DataKeys, MasterKeys
+        from lowtide.settings import master_key_of
+
+        masters = (self.settings.master_key, self.settings.master_key_previous)
+        return DataKeys(self.database, MasterKeys(*map(master_key_of, masters)))
+
+    @cached_property
+    def answers(self) -> Answers:
+        """The encryption of the answers of batches with zero retention."""
+        from lowtide.batches.sealed_answers import Answers
+
+        return Answers(self.data_keys.get)
 
     @cached_property
     def callers(self) -> Authenticator:
@@ -212,6 +231,7 @@ class App:
             self.objects,
             self.publisher,
             new_id=new_id,
+            answers=self.answers,
             tracer=self.tracer,
         )
 
@@ -282,6 +302,7 @@ class App:
             self.database,
             self.objects,
             self.publisher,
+            self.answers,
             WorkerMetrics(pool, prices(self.settings), engine.answered),
             self.tracer,
             pool=pool,
@@ -381,7 +402,14 @@ class App:
         return self._services(self._tenant_database)
 
     def _services(self, database: Engine) -> Services:
-        return Services(self.settings, database, lambda: self.objects, self.publisher, self.tracer)
+        return Services(
+            self.settings,
+            database,
+            lambda: self.objects,
+            lambda: self.data_keys,
+            self.publisher,
+            self.tracer,
+        )
 
     def _connect_tenants(self) -> Engine | None:
         url = self.settings.portal_tenant_database_url.get_secret_value()

@@ -171,6 +171,8 @@ _FORM = {
         "purpose": {"const": "batch", "default": "batch"},
         "expires_after[anchor]": {"const": "created_at"},
         "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+        # Before the file, which is encrypted as it arrives.
+        "zero_retention": {"type": "boolean", "default": False},
     },
     "dependentRequired": {
         "expires_after[anchor]": ["expires_after[seconds]"],

@@ -12,14 +12,17 @@ from lowtide.settings import Admission
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
     from sqlalchemy import Engine
 
     from lowtide.batches.admission import AdmissionPolicy
     from lowtide.batches.browsing import BatchBrowser, BatchCancellation, BatchLists
     from lowtide.batches.forecast import Forecaster
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.batches.service import Batches, Requests
     from lowtide.batches.workload import Fleet
+    from lowtide.core.ids import TenantId
     from lowtide.core.pools import Prices
     from lowtide.dead_letters.copies import Copies
     from lowtide.dead_letters.requeue import Requeuer
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from lowtide.explain.service import Explainer
     from lowtide.files.presigned import PresignedDownloads
     from lowtide.files.service import Files
+    from lowtide.objects.data_keys import DataKeys, WrappedKey
     from lowtide.objects.joined import JoinedObjects
     from lowtide.objects.presigned import Presigner
     from lowtide.planning.demand import Capacity, PoolScale
@@ -87,7 +91,7 @@ class Services:
     """All services, built on first use, so that a function imports only what it needs.
 
     With connections of the tenant role, row-level security limits them to one tenant. `objects`
-    returns the object store, and is called only by services that need it.
+    and `data_keys` are called only by services that need them.
     """
 
     def __init__(
@@ -95,12 +99,14 @@ class Services:
         settings: Settings,
         database: Engine,
         objects: Callable[[], JoinedObjects],
+        data_keys: Callable[[], DataKeys],
         publisher: Publisher,
         tracer: Tracer,
     ) -> None:
         self._settings = settings
         self._database = database
         self._objects = objects
+        self._data_keys = data_keys
         self._publisher = publisher
         self._tracer = tracer
 
@@ -125,6 +131,7 @@ class Services:
             limits,
             new_id=new_id,
             clock=now,
+            new_key=self._new_key,
             tracer=self._tracer,
         )
 
@@ -175,6 +182,7 @@ class Services:
             presigned,
             new_id=new_id,
             clock=now,
+            new_key=self._new_key,
         )
 
     @cached_property
@@ -202,6 +210,7 @@ class Services:
             rules,
             new_id=new_id,
             clock=now,
+            new_key=self._new_key,
             tracer=self._tracer,
         )
 
@@ -217,6 +226,7 @@ class Services:
             BatchStore(self._database),
             RequestStore(self._database),
             AnswerReader(self._objects()),
+            answers=self._answers,
         )
 
     @cached_property
@@ -258,7 +268,7 @@ class Services:
         from lowtide.batches.detail_store import BatchDetailStore
 
         details = BatchDetailStore(self._database)
-        return BatchBrowser(details, self._objects(), self.forecaster)
+        return BatchBrowser(details, self._objects(), self.forecaster, answers=self._answers)
 
     @cached_property
     def cancellation(self) -> BatchCancellation:
@@ -286,6 +296,7 @@ class Services:
             RequeueStore(self._database),
             self._objects(),
             max_letters=self._max_letters,
+            answers=self._answers,
         )
 
     @cached_property
@@ -372,8 +383,18 @@ class Services:
             rules,
             new_id=new_id,
             clock=now,
+            new_key=self._new_key,
             tracer=self._tracer,
         )
+
+    @property
+    def _answers(self) -> Answers:
+        from lowtide.batches.sealed_answers import Answers
+
+        return Answers(lambda key: self._data_keys().get(key))
+
+    def _new_key(self, tenant: TenantId, owner: UUID) -> WrappedKey:
+        return self._data_keys().make(tenant, owner)
 
     @property
     def admission(self) -> AdmissionPolicy:

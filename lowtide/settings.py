@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from base64 import b64decode
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 PREFIX = "LOWTIDE_"
 _AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_MASTER_KEY_BYTES: Final = 32
 _SHORTEST_SECRET = 6  # a shorter value, such as `test`, also occurs in ordinary log text
 
 
@@ -101,6 +103,28 @@ Duration = Annotated[float, DURATION]
 WholeSeconds = Annotated[int, DURATION]
 
 
+def master_key_of(value: SecretStr) -> bytes | None:
+    """Return the 32 bytes of a master key, None if it is not set; raises ValueError."""
+    if not value.get_secret_value():
+        return None
+    try:
+        key = b64decode(value.get_secret_value(), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != _MASTER_KEY_BYTES:
+        raise ValueError("must be 32 bytes in Base64, such as from `openssl rand -base64 32`")
+    return key
+
+
+def _master_key(value: SecretStr) -> SecretStr:
+    """Validate a master key; raises ValueError."""
+    master_key_of(value)
+    return value
+
+
+MasterKey = Annotated[SecretStr, AfterValidator(_master_key)]
+
+
 class EngineKind(StrEnum):
     """The engine that runs requests."""
 
@@ -152,6 +176,15 @@ class Settings(BaseSettings):
     )
     api_key_pepper: SecretStr = Field(
         default=SecretStr(""), description="Secret key for hashing API keys."
+    )
+    master_key: MasterKey = Field(
+        default=SecretStr(""),
+        description="Key that wraps the data keys of zero retention: 32 bytes in Base64, from `openssl "
+        "rand -base64 32`. Unset: no zero retention. See [zero-retention.md](zero-retention.md).",
+    )
+    master_key_previous: MasterKey = Field(
+        default=SecretStr(""),
+        description="The previous master key, until `lowtide rewrap-keys` has run.",
     )
     anonymous_tenant: str | None = Field(
         default=None,

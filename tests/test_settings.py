@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from base64 import b64encode
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -13,9 +14,12 @@ from lowtide.settings import (
     PREFIX,
     EngineKind,
     Settings,
+    master_key_of,
     read_settings,
     unknown_variables,
 )
+
+MASTER_KEY = b64encode(b"m" * 32).decode()
 
 
 @pytest.fixture(autouse=True)
@@ -144,9 +148,26 @@ def test_secret_settings_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"database_url", "api_key_pepper", "engine_api_key", "portal_secret"} <= set(secret)
     for name in secret:
         monkeypatch.setenv(PREFIX + name.upper(), "hunter2")
+    for name in ("master_key", "master_key_previous"):
+        monkeypatch.setenv(PREFIX + name.upper(), MASTER_KEY)
     settings = read_settings()
-    assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+    shown = f"{settings!r} {settings} {settings.model_dump_json()}"
+    assert "hunter2" not in shown
+    assert MASTER_KEY not in shown
+    assert master_key_of(settings.master_key) == b"m" * 32
     assert settings.database_url.get_secret_value() == "hunter2"
+
+
+@pytest.mark.parametrize(
+    "value", ["hunter2", "a" * 44, b64encode(b"m" * 31).decode()], ids=["text", "words", "short"]
+)
+def test_master_keys_of_another_form_are_refused_without_showing_them(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("LOWTIDE_MASTER_KEY", value)
+    with pytest.raises(ValueError, match="LOWTIDE_MASTER_KEY: must be 32 bytes") as error:
+        read_settings()
+    assert value not in str(error.value)
 
 
 def test_settings_are_frozen() -> None:

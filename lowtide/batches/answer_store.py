@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 FILES = """
-SELECT b.status, o.object_key AS output_key, e.object_key AS error_key,
+SELECT b.status, b.zero_retention, o.object_key AS output_key, e.object_key AS error_key,
   b.completed > 0 AND o.id IS NULL AS output_deleted, b.failed > 0 AND e.id IS NULL AS error_deleted,
   (SELECT json_agg(json_build_array(number, first_line, output_bytes, error_bytes)
     ORDER BY number)::text FROM segments WHERE batch_id = b.id AND finalized_at IS NOT NULL) AS segments
@@ -47,4 +47,5 @@ def answer_files(connection: Connection, batch: BatchId) -> AnswerFiles | None:
         row.error_key,
         tuple(segments),
         tuple(role for role, is_deleted in flags.items() if is_deleted),
+        zero_retention=row.zero_retention,
     )

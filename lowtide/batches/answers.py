@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from lowtide.core.errors import NotFound, Unavailable
 from lowtide.core.ids import format_batch_id
+from lowtide.objects.names import KeyDestroyed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,7 +82,7 @@ class AnswerFiles:
     """The files of a closed batch; a key is None if there is no such file.
 
     `deleted` names those that once were. Batches that an earlier version closed have no segments:
-    their bodies are in the database.
+    their bodies are in the database. Without a file, the key of zero retention is destroyed.
     """
 
     batch: BatchId
@@ -89,19 +90,22 @@ class AnswerFiles:
     error_key: str | None
     segments: tuple[SegmentFiles, ...]
     deleted: tuple[str, ...] = ()
+    zero_retention: bool = False
 
     def require(self) -> None:
-        """Raise AnswersGone if a file was deleted."""
+        """Raise AnswersGone if a file was deleted, or KeyDestroyed."""
         if self.deleted:
             raise self.gone(self.deleted[0])
 
     def require_role(self, role: str) -> None:
-        """Raise AnswersGone if the `output` or the `error` file was deleted."""
+        """Raise AnswersGone if the `output` or the `error` file was deleted, or KeyDestroyed."""
         if role in self.deleted:
             raise self.gone(role)
 
-    def gone(self, role: str) -> AnswersGone:
+    def gone(self, role: str) -> AnswersGone | KeyDestroyed:
         """Return the error for answers in a file that was deleted."""
+        if self.zero_retention and self.output_key is None and self.error_key is None:
+            return KeyDestroyed()
         return AnswersGone(
             f"The {role} file of {format_batch_id(self.batch)} was deleted or has expired, and with "
             "it these answers.",
@@ -110,7 +114,10 @@ class AnswerFiles:
 
 
 class AnswerReader:
-    """Read the lines of closed batches. Raises AnswersGone if a file is deleted meanwhile."""
+    """Read the lines of closed batches. Raises AnswersGone if a file is deleted meanwhile.
+
+    Raises KeyDestroyed if the key of zero retention was destroyed.
+    """
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
@@ -163,6 +170,8 @@ class AnswerReader:
             ranges = [(places[n].offset, places[n].length + 1) for n in numbers]
             try:
                 texts = self._objects.read_ranges(key, ranges)
+            except KeyDestroyed:
+                raise
             except NotFound as error:
                 raise files.gone(role) from error
             for number, line in zip(numbers, texts, strict=True):
@@ -195,6 +204,8 @@ class AnswerReader:
             for piece in self._objects.stream(key, place.offset + start, place.offset + end):
                 missing -= len(piece)
                 yield piece
+        except KeyDestroyed:
+            raise
         except NotFound as error:
             raise files.gone(role) from error
         if missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -148,6 +149,7 @@ def _extension(batch: Batch) -> types.Extension:
         trace_id=None if batch.trace is None else batch.trace.trace_id,
         input_url=batch.input_url,
         export=None if batch.export is None else _export(batch.export),
+        zero_retention=batch.zero_retention,
     )
 
 
@@ -205,6 +207,7 @@ def create_batch(call: Call) -> Response:
         ),
         actor=call.caller.actor,
         joins_trace=call.joins_trace,
+        zero_retention=bool(body.zero_retention),
     )
     batch = call.services.batches.create(call.tenant, request)
     return json_response(batch_object(batch))
@@ -315,7 +318,9 @@ def list_results(call: Call, batch_id: str) -> Response:
         "x-lowtide-cursor": str(page.cursor),
         "x-lowtide-complete": "true" if page.complete else "false",
     }
-    body = page.blocks if page.has_long else b"".join(page.blocks)
+    # Reads the first block before the response starts: a failure becomes an error.
+    blocks = chain([next(page.blocks, b"")], page.blocks)
+    body = blocks if page.has_long else b"".join(blocks)
     return Response(body, headers=headers, mimetype="application/x-ndjson")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from lowtide.batches.answers import AnswerReader, AnswersGone
 from lowtide.batches.model import RequestStatus
+from lowtide.batches.sealed_answers import NO_ANSWERS, beginning, is_sealed_text
 from lowtide.batches.views import (
     COUNTED,
     MAX_SHOWN,
@@ -17,6 +18,7 @@ from lowtide.batches.views import (
 )
 from lowtide.core.errors import Conflict, NotFound
 from lowtide.events.model import EventType, batch_event
+from lowtide.objects.names import MARK, KeyDestroyed, data_key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
     from lowtide.batches.list_store import BatchListStore
     from lowtide.batches.model import Batch
     from lowtide.batches.results import RequestState
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.batches.store import BatchStore
-    from lowtide.batches.views import BatchMark, BatchOrder, LineRecord
+    from lowtide.batches.views import BatchMark, BatchOrder, LineRecord, Note
     from lowtide.core.ids import BatchId, TenantId
     from lowtide.events.publisher import Publisher
     from lowtide.files.model import StoredFile
@@ -127,7 +130,10 @@ class BatchBrowser:
         details: BatchDetailStore,
         objects: ObjectStore,
         forecaster: Forecaster,
+        *,
+        answers: Answers = NO_ANSWERS,
     ) -> None:
+        self._answers = answers
         self._details = details
         self._objects = objects
         self._reader = AnswerReader(objects)
@@ -136,7 +142,10 @@ class BatchBrowser:
     def details(self, principal: Principal, batch: BatchId) -> BatchDetails:
         """Return a batch without its requests, with its ETA."""
         details = self._details.details(principal.tenant, batch)
-        return replace(details, batch=self._forecaster.with_eta(details.batch))
+        notes = details.notes
+        if details.batch.zero_retention:
+            notes = self._opened(details.batch.tenant, batch, notes)
+        return replace(details, batch=self._forecaster.with_eta(details.batch), notes=notes)
 
     def lines(
         self,
@@ -163,6 +172,9 @@ class BatchBrowser:
             after=after,
             limit=limit + 1,
         )
+        if any(is_sealed_text(request.error_message) for request in requests):
+            tenant = self._details.tenant(principal.tenant, batch)
+            requests = [self._answers.state(tenant, batch, request) for request in requests]
         return requests[:limit], len(requests) > limit
 
     def line(self, principal: Principal, batch: BatchId, line: int) -> LineDetails:
@@ -172,8 +184,11 @@ class BatchBrowser:
         if record.was_answered:
             try:
                 record = self._with_answer(principal, batch, record)
-            except AnswersGone:
+            except (AnswersGone, KeyDestroyed):
                 record, is_erased = replace(record, body=None, body_bytes=0), True
+        data_key = data_key_of(record.input_key)
+        if data_key is not None:
+            record = self._opened_record(principal, data_key.tenant, batch, record)
         content: bytes | None
         try:
             (content,) = self._objects.read_ranges(
@@ -197,6 +212,36 @@ class BatchBrowser:
             return record
         pieces, size = answer
         return replace(record, body=b"".join(pieces), body_bytes=size)
+
+    def _opened_record(
+        self, principal: Principal, tenant: TenantId, batch: BatchId, record: LineRecord
+    ) -> LineRecord:
+        """Return a request of a batch with zero retention with readable texts."""
+        body, body_bytes = record.body, record.body_bytes
+        if body is not None and is_sealed_text(body[: len(MARK)].decode(errors="replace")):
+            from lowtide.objects.sealing import text_size
+
+            body_bytes = text_size(body_bytes)
+            line = record.state.line
+            pieces = self._details.body(principal.tenant, batch, line)
+            try:
+                shown = beginning(self._answers.pieces(tenant, batch, line, pieces), MAX_SHOWN)
+                body = shown.encode("utf-8", "surrogatepass")
+            except KeyDestroyed:
+                body = None
+        return replace(
+            record,
+            state=self._answers.state(tenant, batch, record.state),
+            body=body,
+            body_bytes=body_bytes,
+            notes=self._opened(tenant, batch, record.notes),
+        )
+
+    def _opened(self, tenant: TenantId, batch: BatchId, notes: Sequence[Note]) -> tuple[Note, ...]:
+        return tuple(
+            replace(note, detail=self._answers.message(tenant, batch, note.line, note.detail) or "")
+            for note in notes
+        )
 
     def download(
         self, principal: Principal, batch: BatchId, role: str

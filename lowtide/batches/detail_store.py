@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from lowtide.batches.answer_store import answer_files
 from lowtide.batches.model import RequestStatus, data_ended
-from lowtide.batches.request_store import state_of
+from lowtide.batches.request_store import body_in_pieces, state_of
 from lowtide.batches.store import batch_of, bound_of
 from lowtide.batches.views import (
     ERRORS_FROM,
@@ -26,12 +26,13 @@ from lowtide.core.errors import NotFound
 from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id, format_file_id
 from lowtide.core.pools import Pool
 from lowtide.files.store import file_of
+from lowtide.objects.names import MARK
 from lowtide.planning.reasons import Reason
 from lowtide.tenants.audit import note
 from lowtide.tenants.sign_in import reading_as
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -51,14 +52,15 @@ WHERE batch_id = :batch
   AND kind IN ('interrupted', 'escalated', 'revoked', 'returned', 'at_risk', 'on_track')
 ORDER BY id DESC LIMIT :limit
 """
-# The body of an HTTP error states its reason.
-ERRORS = """
+# The body of an HTTP error states its reason. Encrypted ones are all different: the code must do.
+ERRORS = f"""
 SELECT code, message, count(*) AS lines, min(line) AS first_line FROM (
   SELECT line, coalesce(error_code, 'http_' || status_code, 'unknown') AS code,
-    coalesce(error_message, left(body, 300), '') AS message
+    CASE WHEN starts_with(coalesce(error_message, body), '{MARK}') THEN ''
+      ELSE coalesce(error_message, left(body, 300), '') END AS message
   FROM results WHERE batch_id = :batch AND NOT succeeded ORDER BY line LIMIT :most
 ) f GROUP BY code, message ORDER BY lines DESC, first_line LIMIT :limit
-"""
+"""  # noqa: S608
 _FILES = text("SELECT id, bytes, expires_at FROM files WHERE id = ANY(cast(:ids AS uuid[]))")
 _COUNTED_ERRORS = text("SELECT cast(top_errors AS text) FROM batches WHERE id = :batch")
 _FILE = text("""
@@ -67,6 +69,7 @@ JOIN files f ON f.id = CASE :role WHEN 'input' THEN b.input_file_id
   WHEN 'output' THEN b.output_file_id WHEN 'error' THEN b.error_file_id END
 WHERE b.id = :batch
 """)
+_OWNER = text("SELECT tenant_id FROM batches WHERE id = :batch")
 _DATA_ENDED = text("SELECT data_ended_at FROM batches WHERE id = :batch")
 _TENANT = text("SELECT name FROM tenants WHERE id = :tenant")
 _WORKERS = text("SELECT id, name FROM workers WHERE id = ANY(cast(:ids AS uuid[]))")
@@ -228,6 +231,18 @@ class BatchDetailStore:
                 worker=names.get(row.lease_id),
                 notes=_notes(connection, scope, rows),
             )
+
+    def body(self, scope: TenantId | None, batch: BatchId, line: int) -> Iterator[str]:
+        """Yield the response to a request in pieces; raises NotFound."""
+        return body_in_pieces(lambda: reading_as(self._engine, scope), batch, line)
+
+    def tenant(self, scope: TenantId | None, batch: BatchId) -> TenantId:
+        """Return the tenant of a batch; raises NotFound."""
+        with reading_as(self._engine, scope) as connection:
+            tenant = connection.execute(_OWNER, {"batch": batch}).scalar_one_or_none()
+        if tenant is None:
+            raise _not_found(batch)
+        return TenantId(tenant)
 
     def answer_files(self, scope: TenantId | None, batch: BatchId) -> AnswerFiles | None:
         """Return the files that hold a batch's answers; None if it is not closed."""

@@ -24,7 +24,7 @@ SELECT e.batch_id, e.tenant_id, e.part, e.after_line,
   (SELECT max(line) FROM requests WHERE batch_id = e.batch_id) AS last_line
 FROM erasures e
 WHERE e.due_at <= now() AND (e.part <> 'input'
-  OR (SELECT 1 FROM search_backlog WHERE batch_id = e.batch_id) IS NULL
+  OR (SELECT 1 FROM search_backlog WHERE batch_id = e.batch_id LIMIT 1) IS NULL
     AND (SELECT status FROM batches WHERE id = e.batch_id)
       IN ('completed', 'failed', 'expired', 'cancelled'))
 ORDER BY e.part = 'bodies', e.due_at LIMIT 1 FOR UPDATE OF e SKIP LOCKED

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import BatchId, FileId, TenantId
     from lowtide.core.pools import Cost, Prices
     from lowtide.files.lines import Problem
+    from lowtide.objects.data_keys import WrappedKey
     from lowtide.planning.reasons import Risk
     from lowtide.telemetry.tracing import TraceContext
 
@@ -186,7 +187,8 @@ class NewBatch:
     `idempotency_digest` is that of the body sent with the key; None matches any. Requests start in
     `pool`; those that start in dedicated stay there. `prices` are those of its cost for good.
     `actor` is recorded in the audit log; None leaves that to the caller. With an `input_url` the
-    input file is imported from there. Results are copied to the folder `output_url`.
+    input file is imported from there. Results are copied to the folder `output_url`. With a
+    `data_key` it has zero retention.
     """
 
     id: BatchId
@@ -207,6 +209,7 @@ class NewBatch:
     actor: str | None = None
     input_url: str | None = None
     output_url: str | None = None
+    data_key: WrappedKey | None = None
 
     @property
     def terms(self) -> dict[str, str]:
@@ -282,6 +285,7 @@ class Batch:
     retention: int | None = None
     data_ended_at: datetime | None = None
     data_ends_at: datetime | None = None
+    zero_retention: bool = False
 
     def require_data(self) -> None:
         """Raise NotFound if the data of the batch has ended."""

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 from lowtide.batches.model import NewBatch
 from lowtide.batches.results import ResultPage, render_all
+from lowtide.batches.sealed_answers import NO_ANSWERS
+from lowtide.batches.store import plain_input
 from lowtide.buckets.model import Access, parse_folder_url, parse_object_url, require_access
 from lowtide.core.durations import parse_window
 from lowtide.core.errors import InvalidRequest, NotFound
 from lowtide.core.ids import BatchId, derived_file_id, format_batch_id, parse_file_id
 from lowtide.events.model import EventType, batch_event
+from lowtide.objects.names import no_new_key
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from lowtide.batches.model import Batch, BatchStatus, RequestStatus
     from lowtide.batches.request_store import RequestStore
     from lowtide.batches.results import RequestState, ResultCursor
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.batches.store import BatchStore
     from lowtide.buckets.store import BucketStore
     from lowtide.core.ids import FileId, TenantId
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from lowtide.events.publisher import Publisher
     from lowtide.files.model import StoredFile
     from lowtide.files.store import FileStore
+    from lowtide.objects.data_keys import WrappedKey
     from lowtide.telemetry.tracing import Span, Tracer
 
 
@@ -62,6 +67,7 @@ class BatchRequest:
     idempotency_digest: bytes | None = None
     joins_trace: bool = False
     actor: str | None = None
+    zero_retention: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,7 @@ class Batches:
         *,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
+        new_key: Callable[[TenantId, UUID], WrappedKey] = no_new_key,
         tracer: Tracer = UNTRACED,
     ) -> None:
         self._batches = batches
@@ -101,14 +108,16 @@ class Batches:
         self._forecaster = forecaster
         self._rules = rules
         self._new_id = new_id
+        self._new_key = new_key
         self._clock = clock
         self._tracer = tracer
 
     def create(self, tenant: TenantId, request: BatchRequest) -> Batch:
         """Create a batch, or return the one with the same idempotency key.
 
-        Raises InvalidRequest, IdempotencyKeyReused, NotFound for an unknown file, TooManyRequests
-        over a limit of the tenant, or Conflict if strict admission rejects the deadline.
+        A batch of an encrypted file has zero retention. Raises InvalidRequest,
+        IdempotencyKeyReused, NotFound for an unknown file, TooManyRequests over a limit of the
+        tenant, or Conflict if strict admission rejects the deadline, or if there is no master key.
         """
         try:
             return self._create(tenant, request)
@@ -133,6 +142,7 @@ class Batches:
         endpoint = self._endpoint(request)
         input_url, output_url = self._urls(tenant, request)
         source = None if input_url else self._source(tenant, file)
+        is_sealed = self._is_sealed(tenant, request, source)
         current_trace = self._tracer.current()
         parent = source.trace if source and not request.joins_trace else None
         with self._tracer.span(
@@ -160,6 +170,7 @@ class Batches:
                 actor=request.actor,
                 input_url=input_url,
                 output_url=output_url,
+                data_key=self._new_key(tenant, id_) if is_sealed else None,
             )
             return self._forecaster.with_eta(self._record(batch, span))
 
@@ -239,6 +250,19 @@ class Batches:
         except NotFound as error:
             raise NotFound(error.message, param="input_file_id") from error
 
+    def _is_sealed(
+        self, tenant: TenantId, request: BatchRequest, source: StoredFile | None
+    ) -> bool:
+        """Return whether the batch has zero retention; raises InvalidRequest for a plain file.
+
+        It has that of its file. An import is encrypted by the request's or the tenant's option.
+        """
+        if source is None:
+            return request.zero_retention or self._files.is_sealed(tenant)
+        if request.zero_retention and not source.zero_retention:
+            raise plain_input(source.id)
+        return source.zero_retention
+
     def _endpoint(self, request: BatchRequest) -> str | None:
         endpoint = request.endpoint
         if endpoint is None and request.input_url is not None:
@@ -258,10 +282,18 @@ class Batches:
 class Requests:
     """The requests of tenants' batches."""
 
-    def __init__(self, batches: BatchStore, requests: RequestStore, reader: AnswerReader) -> None:
+    def __init__(
+        self,
+        batches: BatchStore,
+        requests: RequestStore,
+        reader: AnswerReader,
+        *,
+        answers: Answers = NO_ANSWERS,
+    ) -> None:
         self._batches = batches
         self._requests = requests
         self._reader = reader
+        self._answers = answers
 
     def page(
         self,
@@ -278,7 +310,8 @@ class Requests:
 
         Raises NotFound for an unknown batch, and for one whose data has ended.
         """
-        self._batches.get(tenant, batch).require_data()
+        record = self._batches.get(tenant, batch)
+        record.require_data()
         requests = self._requests.page(
             tenant,
             batch,
@@ -288,6 +321,8 @@ class Requests:
             dead_lettered=dead_lettered,
             pool=pool,
         )
+        if record.zero_retention:
+            requests = [self._answers.state(tenant, batch, request) for request in requests]
         return requests[:limit], len(requests) > limit
 
     def results(
@@ -297,7 +332,7 @@ class Requests:
 
         A page with long bodies has fewer results. Those of a closed batch are read from its files.
         Raises NotFound for an unknown batch, and for one whose data has ended, and AnswersGone if a
-        file of it was deleted.
+        file of it was deleted, or KeyDestroyed if that destroyed the key of zero retention.
         """
         self._batches.get(tenant, batch).require_data()
         files = self._requests.answer_files(tenant, batch)
@@ -317,8 +352,10 @@ class Requests:
         rows, has_more = self._requests.results(tenant, batch, cursor, limit)
         blocks = render_all(
             batch,
-            [row.line for row in rows],
-            lambda line: self._requests.body(tenant, batch, line),
+            [self._answers.line(tenant, batch, row.line) for row in rows],
+            lambda line: self._answers.pieces(
+                tenant, batch, line, self._requests.body(tenant, batch, line)
+            ),
         )
         has_long = any(row.line.is_long for row in rows)
         cursor = rows[-1].cursor if rows else cursor

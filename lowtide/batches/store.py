@@ -21,14 +21,15 @@ from lowtide.batches.model import (
     Outcomes,
     RequestStatus,
 )
-from lowtide.core.errors import Conflict, NotFound, check_key_digest
-from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id
+from lowtide.core.errors import Conflict, InvalidRequest, NotFound, check_key_digest
+from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id, format_file_id
 from lowtide.core.pools import Pool, Prices
 from lowtide.database.connections import acting_for
 from lowtide.events.outbox import add_event, trace_columns, trace_of
 from lowtide.files.lines import Problem
 from lowtide.files.model import object_key
 from lowtide.files.store import file_not_found
+from lowtide.objects.data_keys import add_key
 from lowtide.planning.reasons import Bound, Reason, Risk
 from lowtide.tenants.audit import note
 
@@ -51,20 +52,23 @@ ORDER BY id DESC LIMIT :limit
 """)
 # FOR KEY SHARE: the file cannot be deleted before this batch exists and protects it.
 _INPUT = text("""
-SELECT object_key, lines FROM files WHERE id = :id AND purpose = 'batch' FOR KEY SHARE
+SELECT object_key, lines, (
+  SELECT zero_retention FROM tenants WHERE id = files.tenant_id) AS zero_retention
+FROM files WHERE id = :id AND purpose = 'batch' FOR KEY SHARE
 """)
 _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
   created_at, deadline, at_risk, risk_reason, risk_since, metadata, output_expires_after, idempotency_key,
   idempotency_digest, traceparent, tracestate, start_pool, spot_price, dedicated_price, currency,
-  input_url, output_url, export_state, export_next_at)
+  input_url, output_url, export_state, export_next_at, zero_retention)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
   :created_at, :deadline, cast(:risk AS text) IS NOT NULL, :risk,
   CASE WHEN cast(:risk AS text) IS NOT NULL THEN now() END, cast(:metadata AS jsonb),
   :output_expires_after, :idempotency_key, :idempotency_digest, :traceparent, :tracestate, :start_pool,
   :spot_price, :dedicated_price, :currency, :input_url, :output_url,
   CASE WHEN cast(:output_url AS text) IS NOT NULL THEN 'pending' END,
-  CASE WHEN cast(:output_url AS text) IS NOT NULL THEN now() END)
+  CASE WHEN cast(:output_url AS text) IS NOT NULL THEN now() END,
+  :zero_retention)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
 # What search finds a batch by, besides its id.
@@ -103,7 +107,8 @@ class BatchStore:
         """Record a batch and its event, or return the one with the same idempotency key.
 
         The flag is True for a new batch. Raises IdempotencyKeyReused if the body differs, NotFound
-        for an unknown file, and the errors of `insert_batch`.
+        for an unknown file, InvalidRequest for a plain one if the tenant has zero retention, and
+        the errors of `insert_batch`.
         """
         with acting_for(self._engine, batch.tenant) as connection:
             key, lines = _input_of(connection, batch)
@@ -177,18 +182,33 @@ class BatchStore:
 
 
 def _input_of(connection: Connection, batch: NewBatch) -> tuple[str, int]:
-    """Return the key and the requests of the input; an import has none yet. Raises NotFound."""
+    """Return the key and the requests of the input; an import has none yet.
+
+    Raises NotFound, and InvalidRequest for a plain file of a tenant with zero retention.
+    """
     if batch.input_url is not None:
         return object_key(batch.input_file), 0
     source = connection.execute(_INPUT, {"id": batch.input_file}).one_or_none()
     if source is None:
         error = file_not_found(batch.input_file)
         raise NotFound(error.message, param="input_file_id")
+    if source.zero_retention and batch.data_key is None:
+        raise plain_input(batch.input_file)
     return source.object_key, source.lines
 
 
 def _find_by_key(connection: Connection, tenant: TenantId, key: str | None) -> CursorResult[Any]:
     return connection.execute(_BY_IDEMPOTENCY_KEY, {"tenant": tenant, "key": key})
+
+
+def plain_input(file: FileId) -> InvalidRequest:
+    """Return the error for zero retention with an input file that was uploaded without it."""
+    return InvalidRequest(
+        f"File {format_file_id(file)!r} was uploaded without zero retention: upload it again with "
+        "zero_retention=true, and delete this one.",
+        param="input_file_id",
+        code="input_not_encrypted",
+    )
 
 
 def insert_batch(
@@ -206,6 +226,8 @@ def insert_batch(
     parameters = _parameters(batch, input_key) | {"risk": risk}
     if connection.execute(_CREATE, parameters).rowcount != 1:
         return False
+    if batch.data_key is not None:
+        add_key(connection, batch.data_key)
     terms = msgspec.json.encode(batch.terms).decode()
     connection.execute(_ADD_TERMS, {"id": batch.id, "tenant": batch.tenant, "terms": terms})
     return True
@@ -251,6 +273,7 @@ def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
         "currency": batch.prices.currency,
         "input_url": batch.input_url,
         "output_url": batch.output_url,
+        "zero_retention": batch.data_key is not None,
         **trace_columns(batch.trace),
     }
 
@@ -301,6 +324,7 @@ def batch_of(row: Any) -> Batch:
         if row.output_expires_after is None
         else row.output_expires_after,
         data_ended_at=row.data_ended_at,
+        zero_retention=row.zero_retention,
         risk=_risk(row) if row.at_risk and row.risk_reason is not None else None,
         input_url=row.input_url,
         export=_export(row) if row.output_url is not None else None,

@@ -14,7 +14,7 @@ from lowtide.cli.buckets import buckets
 from lowtide.cli.dead_letters import dead_letters
 from lowtide.cli.explain import explain
 from lowtide.cli.find import find
-from lowtide.cli.operators import keys, tenants
+from lowtide.cli.operators import keys, rewrap_keys, tenants
 from lowtide.cli.options import DataDir, Json, Key, Url
 from lowtide.cli.output import fail, print_json, print_table, say
 from lowtide.cli.pools import pools
@@ -37,6 +37,7 @@ app.command("retry-failed")(batches.retry_failed)
 app.add_typer(tenants, name="tenants")
 app.add_typer(keys, name="keys")
 app.add_typer(buckets, name="buckets")
+app.command()(rewrap_keys)
 app.add_typer(pools, name="pools")
 app.add_typer(dead_letters, name="dead-letters")
 app.command()(explain)

@@ -1,4 +1,4 @@
-"""`lowtide tenants` and `lowtide keys`: administration that the API does not offer.
+"""`lowtide tenants`, `keys` and `rewrap-keys`: administration that the API does not offer.
 
 The commands connect as the role `lowtide_operator` to the database of LOWTIDE_DATABASE_URL, else to
 the local stack's.
@@ -87,6 +87,14 @@ Retention = Annotated[
     ),
 ]
 
+ZeroRetention = Annotated[
+    bool | None,
+    typer.Option(
+        "--zero-retention/--no-zero-retention",
+        help="Encrypt every upload, and destroy its key with it.",
+    ),
+]
+
 
 @tenants.command("list")
 def list_tenants(data_dir: DataDir = None, as_json: Json = False) -> None:
@@ -108,6 +116,7 @@ def create_tenant(
     queued_requests: Queued = None,
     running_requests: Running = None,
     batch_retention: Retention = None,
+    zero_retention: ZeroRetention = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -115,6 +124,7 @@ def create_tenant(
     changes = _changes(
         weight,
         batch_retention,
+        zero_retention,
         requests_per_minute,
         active_batches,
         queued_requests,
@@ -134,6 +144,7 @@ def change_tenant(
     queued_requests: Queued = None,
     running_requests: Running = None,
     batch_retention: Retention = None,
+    zero_retention: ZeroRetention = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -141,6 +152,7 @@ def change_tenant(
     changes = _changes(
         weight,
         batch_retention,
+        zero_retention,
         requests_per_minute,
         active_batches,
         queued_requests,
@@ -149,6 +161,13 @@ def change_tenant(
     with _tenancy(data_dir) as tenancy:
         tenant = tenancy.change(name, changes)
     print_json(_tenant_json(tenant)) if as_json else _print_tenants(tenant)
+
+
+def rewrap_keys(data_dir: DataDir = None) -> None:
+    """Wrap all data keys with LOWTIDE_MASTER_KEY; it needs LOWTIDE_MASTER_KEY_PREVIOUS too."""
+    with operating(data_dir) as operator:
+        changed = operator.app.data_keys.rewrap()
+    say(f"Wrapped {changed:,} data keys with the current master key.")
 
 
 @keys.command("list")
@@ -245,7 +264,9 @@ def _tenancy(data_dir: Path | None) -> Iterator[Tenancy]:
         yield operator.app.tenancy(operator.actor)
 
 
-def _changes(weight: int | None, retention: str | None, *options: str | None) -> TenantChanges:
+def _changes(
+    weight: int | None, retention: str | None, zero_retention: bool | None, *options: str | None
+) -> TenantChanges:
     """Return the changes of options in the order of LIMITS."""
     from lowtide.tenants.service import TenantChanges
 
@@ -254,7 +275,8 @@ def _changes(weight: int | None, retention: str | None, *options: str | None) ->
         for name, text in zip(LIMITS, options, strict=True)
         if text is not None
     }
-    return TenantChanges(weight, limits, None if retention is None else _seconds(retention))
+    seconds = None if retention is None else _seconds(retention)
+    return TenantChanges(weight, limits, seconds, zero_retention)
 
 
 def _key_json(key: ApiKey) -> dict[str, object]:
@@ -278,6 +300,7 @@ def _tenant_json(tenant: Tenant) -> dict[str, object]:
         "weight": tenant.weight,
         **_limits(tenant),
         "batch_retention": tenant.batch_retention,
+        "zero_retention": tenant.zero_retention,
         "created_at": tenant.created_at,
     }
 
@@ -289,13 +312,14 @@ def _retention(seconds: int | None) -> str:
 def _print_tenants(*rows: Tenant) -> None:
     names = [name.replace("_lines", "_requests").replace("_", " ") for name in LIMITS]
     print_table(
-        ("tenant", "weight", *names, "retention"),
+        ("tenant", "weight", *names, "retention", "zero retention"),
         [
             (
                 tenant.name,
                 tenant.weight,
                 *(NONE if limit is None else limit for limit in _limits(tenant).values()),
                 _retention(tenant.batch_retention),
+                "on" if tenant.zero_retention else "off",
             )
             for tenant in rows
         ],

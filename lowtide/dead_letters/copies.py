@@ -14,6 +14,7 @@ from lowtide.core.pools import Pool
 from lowtide.dead_letters.service import input_blocks
 from lowtide.events.model import EventType, batch_event
 from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
+from lowtide.objects.names import data_key_of, no_new_key, sealed_key
 from lowtide.telemetry.tracing import UNTRACED
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from lowtide.dead_letters.model import LetterLocation, Source
     from lowtide.events.model import Event
     from lowtide.files.store import FileStore
+    from lowtide.objects.data_keys import WrappedKey
     from lowtide.objects.store import ObjectStore
     from lowtide.telemetry.tracing import Tracer
 
@@ -68,6 +70,7 @@ class Copies:
         *,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
+        new_key: Callable[[TenantId, UUID], WrappedKey] = no_new_key,
         tracer: Tracer = UNTRACED,
     ) -> None:
         self.rules = rules
@@ -75,6 +78,7 @@ class Copies:
         self._files = files
         self._objects = objects
         self._new_id = new_id
+        self._new_key = new_key
         self._clock = clock
 
     def write(
@@ -85,12 +89,17 @@ class Copies:
         *,
         filename: str,
     ) -> StoredFile:
-        """Write pages of requests to a new file; raises Conflict if their source file is gone."""
+        """Write pages of requests to a new file; raises Conflict if their source file is gone.
+
+        The copy of an encrypted file is encrypted, with a key of its own.
+        """
         now = self._clock()
         file = FileId(self._new_id())
-        key = object_key(file)
+        is_sealed = data_key_of(source.input_key) is not None or self._files.is_sealed(tenant)
+        data_key = self._new_key(tenant, file) if is_sealed else None
+        key = sealed_key(None if data_key is None else data_key.id, object_key(file))
         sha256, size, lines = hashlib.sha256(), 0, 0
-        self._files.expect(tenant, key)
+        self._files.expect(tenant, key, data_key=data_key)
         with self._objects.open_writer(key) as writer:
             for page in pages:
                 lines += len(page)
@@ -129,8 +138,9 @@ class Copies:
         """Return the record of a new batch of this file; without a window it has its source's."""
         now = self._clock()
         window = window or source.completion_window
+        id_ = BatchId(self._new_id())
         return NewBatch(
-            id=BatchId(self._new_id()),
+            id=id_,
             tenant=file.tenant,
             user=source.user,
             input_file=file.id,
@@ -145,6 +155,7 @@ class Copies:
             output_expires_after=source.output_expires_after,
             pool=pool,
             trace=self.tracer.current(),
+            data_key=self._new_key(file.tenant, id_) if file.zero_retention else None,
         )
 
     def event(self, batch: NewBatch) -> Event:

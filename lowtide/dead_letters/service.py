@@ -10,17 +10,22 @@ from itertools import chain, groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from lowtide.batches.answers import AnswerReader, AnswersGone
 from lowtide.batches.results import encode_escaped, render_all
+from lowtide.batches.sealed_answers import NO_ANSWERS, is_sealed_text
 from lowtide.core.errors import Conflict, InvalidRequest, NotFound
 from lowtide.core.ids import format_batch_id
 from lowtide.dead_letters.model import MAX_SOURCES, LetterFilter, in_blocks, of_few_sources
 from lowtide.files.lines import NO_BYTES, checksum_of
+from lowtide.objects.names import KeyDestroyed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from lowtide.batches.results import FinishedLine
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.core.ids import BatchId, TenantId
     from lowtide.dead_letters.model import (
         DeadLetter,
@@ -82,7 +87,9 @@ class DeadLetters:
         objects: ObjectStore,
         *,
         max_letters: int,
+        answers: Answers = NO_ANSWERS,
     ) -> None:
+        self._answers = answers
         self._letters = letters
         self._requeues = requeues
         self._objects = objects
@@ -102,7 +109,7 @@ class DeadLetters:
         A tenant of None is all that the database role may read. Raises NotFound for an unknown `after`.
         """
         letters = self._letters.page(tenant, letter_filter, after=after, limit=limit + 1)
-        return letters[:limit], len(letters) > limit
+        return [self._opened(letter) for letter in letters[:limit]], len(letters) > limit
 
     def summary(self, tenant: TenantId | None, letter_filter: LetterFilter) -> LetterSummary:
         """Return the number of matching letters and their most frequent errors."""
@@ -119,11 +126,16 @@ class DeadLetters:
             line = chain([next(pieces)], pieces)
         except (NotFound, Conflict):
             line = None
+        is_erased = False
+        body: Iterator[bytes] | None
         try:
             body, size = self._body(tenant, place, answer) or (None, 0)
-        except AnswersGone:
-            return ShownLetter(record, line, place.length, answer, None, 0, is_erased=True)
-        return ShownLetter(record, line, place.length, answer, body, size)
+        except (AnswersGone, KeyDestroyed):
+            body, size, is_erased = None, 0, True
+        message = self._answers.message(tenant, letter.batch, letter.line, answer.error_message)
+        answer = structs.replace(answer, error_message=message)
+        record = self._opened(record)
+        return ShownLetter(record, line, place.length, answer, body, size, is_erased=is_erased)
 
     def _body(
         self, tenant: TenantId, letter: LetterLocation, answer: FinishedLine
@@ -136,16 +148,30 @@ class DeadLetters:
             (place,) = self._reader.places(files, [letter.line])
             return self._reader.body(files, place)
         if answer.is_long:
-            pieces = self._letters.body(tenant, letter.batch, letter.line)
+            pieces = self._stored_body(tenant, letter.batch, letter.line)
             return map(str.encode, pieces), letter.answer_bytes
-        return None if answer.body is None else (iter([answer.body.encode()]), letter.answer_bytes)
+        if answer.body is None:
+            return None
+        body = self._answers.text(tenant, letter.batch, letter.line, answer.body).encode()
+        return iter([body]), len(body)
+
+    def _stored_body(self, tenant: TenantId, batch: BatchId, line: int) -> Iterator[str]:
+        pieces = self._letters.body(tenant, batch, line)
+        return self._answers.pieces(tenant, batch, line, pieces)
+
+    def _stored_answers(
+        self, tenant: TenantId, batch: BatchId, lines: Sequence[int]
+    ) -> Sequence[FinishedLine]:
+        answers = self._letters.answers(tenant, batch, lines)
+        return [self._answers.line(tenant, batch, answer) for answer in answers]
 
     def download(
         self, tenant: TenantId, letter_filter: LetterFilter, content: Content, *, actor: str
     ) -> Iterator[bytes]:
         """Stream letters in order of batch and line, and record the download in the audit log.
 
-        Raises Conflict if an input file is gone, AnswersGone if an error file is.
+        Raises Conflict if an input file is gone, AnswersGone if an error file is,
+        or KeyDestroyed.
         """
         if content is Content.INPUT:
             missing = self._letters.without_input(tenant, letter_filter)
@@ -198,8 +224,16 @@ class DeadLetters:
                 yield from self._reader.blocks(files, [sizes[letter] for letter in block])
             return
         for block in in_blocks(letters, (letter.answer_bytes for letter in letters), _BLOCK_BYTES):
-            answers = self._letters.answers(tenant, batch, [letter.line for letter in block])
-            yield from render_all(batch, answers, partial(self._letters.body, tenant, batch))
+            answers = self._stored_answers(tenant, batch, [letter.line for letter in block])
+            yield from render_all(batch, answers, partial(self._stored_body, tenant, batch))
+
+    def _opened(self, letter: DeadLetter) -> DeadLetter:
+        if not is_sealed_text(letter.error_message):
+            return letter
+        message = self._answers.message(
+            letter.tenant, letter.batch, letter.line, letter.error_message
+        )
+        return replace(letter, error_message=message)
 
 
 def select(

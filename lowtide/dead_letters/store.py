@@ -26,6 +26,7 @@ from lowtide.dead_letters.model import (
     LetterSummary,
     Source,
 )
+from lowtide.objects.names import MARK
 from lowtide.tenants.audit import note
 from lowtide.tenants.sign_in import reading_as
 
@@ -82,8 +83,10 @@ FROM (
 ORDER BY d.at DESC, d.batch_id DESC, d.line DESC
 """  # noqa: S608
 _PAGE, _PAGE_OF_ALL = text(PAGE), text(PAGE_OF_ALL)
+# Encrypted messages are all different: the code must do.
 _GROUPED = f"""
-SELECT error_code, left(error_message, {MESSAGE_LENGTH}) AS error_message, count(*) AS letters,
+SELECT error_code, CASE WHEN NOT starts_with(error_message, '{MARK}')
+    THEN left(error_message, {MESSAGE_LENGTH}) END AS error_message, count(*) AS letters,
   sum(count(*)) OVER ()::integer AS total
 """
 _LARGEST_FIRST = f"GROUP BY 1, 2 ORDER BY letters DESC, 1, 2 LIMIT {MAX_GROUPS}"

@@ -20,7 +20,7 @@ from lowtide.http.types import unix, unix_or_none
 from lowtide.objects.presigned import MAX_SIGNED_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from flask import Request
 
@@ -40,6 +40,7 @@ def file_object(file: StoredFile) -> types.File:
         purpose=file.purpose.value,
         status=file.status.value,
         status_details=file.status_details,
+        x_lowtide=types.FileExtension(zero_retention=file.zero_retention),
     )
 
 
@@ -170,14 +171,29 @@ def _receive(call: Call, service: Files) -> StoredFile:
         upload: Upload
         name: str
 
-        def open_file(filename: str) -> Callable[[bytes], None]:
+        def open_file(filename: str, fields: Mapping[str, bytearray]) -> Callable[[bytes], None]:
             nonlocal upload, name
             name = filename
-            upload = stack.enter_context(service.upload(call.tenant, call.caller.actor))
+            is_sealed = _zero_retention(fields.get("zero_retention", b"").decode())
+            upload = stack.enter_context(
+                service.upload(call.tenant, call.caller.actor, zero_retention=is_sealed)
+            )
             return upload.write
 
         fields = read_form(call.request, open_file, max_file_bytes=service.max_bytes)
+        if _zero_retention(fields.get("zero_retention", "")) and not upload.zero_retention:
+            raise InvalidRequest(
+                "zero_retention came after the file: send it before, since the file is encrypted as "
+                "it arrives.",
+                param="zero_retention",
+            )
         return upload.finish(name, fields.get("purpose"), _expires_after(fields))
+
+
+def _zero_retention(text: str) -> bool:
+    if text not in {"", "true", "false"}:
+        raise InvalidRequest("zero_retention must be true or false.", param="zero_retention")
+    return text == "true"
 
 
 def _expires_after(fields: dict[str, str]) -> int | None:

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from lowtide.core.pools import cost_of
+from lowtide.objects.names import data_key_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +67,11 @@ class StoredFile:
     def e_tag(self) -> str:
         """The entity tag of the bytes, which never change."""
         return f'"{self.id.hex if self.sha256 is None else self.sha256.hex()}"'
+
+    @property
+    def zero_retention(self) -> bool:
+        """True if the object is encrypted with a key that ends with the file, or its batch."""
+        return data_key_of(self.object_key) is not None
 
 
 def object_key(file: FileId) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from lowtide.core.errors import InvalidRequest
 from lowtide.objects.joined import Piece, is_joined
 from lowtide.objects.presigned import SignedPiece
 
@@ -47,8 +48,15 @@ class PresignedDownloads:
         """Return the URLs of a file's pieces, in their order, and when those expire.
 
         It is recorded in the audit log as a download. Raises NotFound, or InvalidRequest if the
-        object store cannot sign URLs.
+        object store cannot sign URLs, and for a file with zero retention.
         """
+        if self._files.get(tenant, file).zero_retention:
+            raise InvalidRequest(
+                "The file has zero retention: the object store has only its encrypted bytes, which "
+                "this server decrypts. Download it without this parameter.",
+                param="presign",
+                code="zero_retention_not_presigned",
+            )
         self._presigner.check("presign")
         expires_at = self._clock() + timedelta(seconds=seconds)
         record = self._files.download(tenant, file, actor)
@@ -62,9 +70,9 @@ class PresignedDownloads:
     def redirect(self, file: StoredFile, *, actor: str) -> str | None:
         """Return the URL for an ordinary download of a file, recorded in the audit log.
 
-        None if redirects are off, or if the file is made of several objects.
+        None if redirects are off, if the file is made of several objects, or if it is encrypted.
         """
-        if not self._redirects or is_joined(file.object_key):
+        if not self._redirects or is_joined(file.object_key) or file.zero_retention:
             return None
         pieces, _ = self.sign(file.tenant, file.id, _REDIRECT_SECONDS, actor=actor)
         return pieces[0].url

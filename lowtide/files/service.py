@@ -20,6 +20,7 @@ from lowtide.files.index import SegmentSize, index_key
 from lowtide.files.lines import Limits, LineReader
 from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
 from lowtide.files.validation import Validation
+from lowtide.objects.names import no_new_key, sealed_key
 from lowtide.telemetry.tracing import TENANT, UNTRACED
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import TenantId
     from lowtide.files.lines import Problem
     from lowtide.files.store import FileStore
+    from lowtide.objects.data_keys import WrappedKey
     from lowtide.objects.store import ObjectStore
     from lowtide.telemetry.tracing import TraceContext, Tracer
 
@@ -82,9 +84,12 @@ class Upload:
         now: datetime,
         actor: str | None = None,
         add: Callable[[StoredFile, str | None], None] | None = None,
+        data_key: WrappedKey | None = None,
         tracer: Tracer = UNTRACED,
     ) -> None:
         self._actor = actor
+        self._data_key = data_key
+        self._key = sealed_key(None if data_key is None else data_key.id, object_key(file))
         self._files = files
         self._add = add or files.add
         self._objects = objects
@@ -97,13 +102,13 @@ class Upload:
         self._size = 0
         self._head = b""
         self._stack = ExitStack()
-        self._writer = objects.open_writer(object_key(file))
+        self._writer = objects.open_writer(self._key)
         reader = LineReader(limits.lines, endpoints=limits.endpoints)
-        self._validation = Validation(objects, object_key(file), reader, limits.segments)
+        self._validation = Validation(objects, self._key, reader, limits.segments)
 
     def __enter__(self) -> Self:
-        key = object_key(self._file)
-        self._files.expect(self._tenant, key, index_key(key))
+        keys = self._key, index_key(self._key)
+        self._files.expect(self._tenant, *keys, data_key=self._data_key)
         self._stack.enter_context(self._writer)
         self._stack.enter_context(self._validation)
         return self
@@ -115,6 +120,11 @@ class Upload:
         trace: TracebackType | None,
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+
+    @property
+    def zero_retention(self) -> bool:
+        """True if the object is encrypted."""
+        return self._data_key is not None
 
     @property
     def checked(self) -> Checked:
@@ -173,7 +183,6 @@ class Upload:
         self, filename: str, expires_after: int | None, trace: TraceContext | None
     ) -> StoredFile:
         reader, problems = self._validation.reader, self._validation.problems
-        key = object_key(self._file)
         return StoredFile(
             id=self._file,
             tenant=self._tenant,
@@ -182,7 +191,7 @@ class Upload:
             size=self._size,
             lines=reader.requests,
             sha256=self._sha256.digest(),
-            object_key=key,
+            object_key=self._key,
             status=FileStatus.ERROR if problems else FileStatus.PROCESSED,
             status_details=_summary(problems) if problems else None,
             created_at=self._now,
@@ -190,7 +199,7 @@ class Upload:
             expires_at=self._now + timedelta(seconds=expires_after or self._limits.expires_after),
             trace=trace,
             model=reader.model,
-            index_key=None if problems else index_key(key),
+            index_key=None if problems else index_key(self._key),
             segments=None if problems else self._validation.segments,
         )
 
@@ -206,9 +215,11 @@ class Files:
         *,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
+        new_key: Callable[[TenantId, UUID], WrappedKey] = no_new_key,
         tracer: Tracer = UNTRACED,
     ) -> None:
         self._files = files
+        self._new_key = new_key
         self._objects = objects
         self._limits = limits
         self._new_id = new_id
@@ -226,20 +237,26 @@ class Files:
         actor: str | None = None,
         *,
         add: Callable[[StoredFile, str | None], None] | None = None,
+        zero_retention: bool = False,
     ) -> Upload:
         """Start an upload, a context manager. `actor` is recorded in the audit log.
 
-        `add` replaces the store's transaction that records the file and the actor.
+        `add` replaces the store's transaction that records the file and the actor. With
+        `zero_retention`, of this upload or of the tenant, the object is encrypted; raises Conflict
+        if there is no master key.
         """
+        file = FileId(self._new_id())
+        is_sealed = zero_retention or self._files.is_sealed(tenant)
         return Upload(
             self._files,
             self._objects,
             self._limits,
             tenant=tenant,
-            file=FileId(self._new_id()),
+            file=file,
             now=self._clock(),
             actor=actor,
             add=add,
+            data_key=self._new_key(tenant, file) if is_sealed else None,
             tracer=self._tracer,
         )
 

@@ -13,12 +13,16 @@ from lowtide.database.connections import acting_for
 from lowtide.events.outbox import trace_columns, trace_of
 from lowtide.files.index import FileSegment, index_key
 from lowtide.files.model import FileStatus, Purpose, StoredFile
+from lowtide.objects.data_keys import add_key, destroy_unused_keys
+from lowtide.objects.names import data_key_of
 from lowtide.tenants.audit import note
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import Connection, Engine
+
+    from lowtide.objects.data_keys import WrappedKey
 
 
 _COLUMNS = (
@@ -50,10 +54,12 @@ SELECT EXISTS (SELECT 1 FROM batches WHERE input_file_id = :id
 _REMOVE = text("DELETE FROM files WHERE id = :id")
 _ADD_ORPHANS = text("""
 INSERT INTO orphan_objects (object_key, tenant_id, due_at)
-SELECT DISTINCT key, cast(:tenant AS uuid), now() + make_interval(secs => :after)
-FROM unnest(cast(:keys AS text[])) AS key ORDER BY key
+SELECT key, :tenant, now() + make_interval(secs => :after)
+FROM (SELECT DISTINCT unnest(cast(:keys AS text[])) AS key) AS keys
+ORDER BY key
 ON CONFLICT (object_key) DO UPDATE SET due_at = least(orphan_objects.due_at, excluded.due_at)
 """)
+_IS_SEALED = text("SELECT zero_retention FROM tenants WHERE id = :tenant")
 # Before the deletion of the file, which forgets its batches.
 _ERASE = text("""
 INSERT INTO erasures (batch_id, tenant_id, part)
@@ -123,15 +129,27 @@ class FileStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    def is_sealed(self, tenant: TenantId) -> bool:
+        """Return whether every upload of the tenant has zero retention."""
+        with acting_for(self._engine, tenant) as connection:
+            return bool(connection.execute(_IS_SEALED, {"tenant": tenant}).scalar_one_or_none())
+
     def expect(
-        self, tenant: TenantId, *object_keys: str, seconds: float = _LONGEST_UPLOAD_SECONDS
+        self,
+        tenant: TenantId,
+        *object_keys: str,
+        seconds: float = _LONGEST_UPLOAD_SECONDS,
+        data_key: WrappedKey | None = None,
     ) -> None:
         """Record objects as orphans before they are written, so that a crash cannot leak them.
 
-        Unless they are recorded as a file, the scheduler deletes them after `seconds`.
+        Unless they are recorded as a file, the scheduler deletes them after `seconds`, and their
+        data key.
         """
         with acting_for(self._engine, tenant) as connection:
             add_orphans(connection, tenant, object_keys, seconds)
+            if data_key is not None:
+                add_key(connection, data_key)
 
     def add(self, file: StoredFile, actor: str | None = None) -> None:
         """Record a file whose object is complete; `actor` is recorded in the audit log."""
@@ -184,6 +202,7 @@ class FileStore:
             connection.execute(_REMOVE, {"id": file})
             keys = [key for key in (row.object_key, row.index_key) if key is not None]
             add_orphans(connection, tenant, keys, 0)
+            destroy_unused_keys(connection, [data_key_of(row.object_key)])
             if actor is not None:
                 note(connection, tenant, actor, "files.delete", [format_file_id(file)])
         return [] if is_read else keys
@@ -192,6 +211,7 @@ class FileStore:
         """Drop the orphan records of objects that were deleted from the store."""
         with acting_for(self._engine, tenant) as connection:
             remove_orphans(connection, keys)
+            destroy_unused_keys(connection, map(data_key_of, keys))
 
 
 def _get(connection: Connection, file: FileId) -> StoredFile:

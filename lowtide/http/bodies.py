@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException
 from lowtide.core.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from flask import Request
 
@@ -87,14 +87,15 @@ _FORM_BYTES = 1 << 16
 
 def read_form(
     request: Request,
-    open_file: Callable[[str], Callable[[bytes], None]],
+    open_file: Callable[[str, Mapping[str, bytearray]], Callable[[bytes], None]],
     *,
     max_file_bytes: int,
     field: str = "file",
 ) -> dict[str, str]:
     """Read a form, and return its fields, which may come before and after the file in `field`.
 
-    `open_file` gets the file's name and returns a function that takes its bytes. Raises
+    `open_file` gets the file's name and the fields before it, and returns a function that takes its
+    bytes. Raises
     UnsupportedMediaType, InvalidRequest, and PayloadTooLarge for a form over the limit of its file.
     """
     fields: dict[str, bytearray] = {}
@@ -109,7 +110,7 @@ def read_form(
                 if len(value) > _MAX_FIELD_BYTES:
                     raise InvalidRequest("A form field is too long.", param=part.name)
             elif write is None:
-                write = open_file(_filename(part))
+                write = open_file(_filename(part), fields)
             elif not piece:
                 raise InvalidRequest("The form has two files: send one.", param=field)
             else:

@@ -54,6 +54,15 @@ class Error(msgspec.Struct):
     error: ErrorDetail
 
 
+class FileExtension(msgspec.Struct, kw_only=True):
+    """Lowtide's extension to OpenAI's File object.
+
+    With `zero_retention` the file is encrypted, and its key is destroyed with it.
+    """
+
+    zero_retention: bool
+
+
 class File(msgspec.Struct, kw_only=True):
     """A stored file."""
 
@@ -65,6 +74,7 @@ class File(msgspec.Struct, kw_only=True):
     purpose: Literal["batch", "batch_output"]
     status: Literal["uploaded", "processed", "error"]
     status_details: str | None
+    x_lowtide: FileExtension
     object: Literal["file"] = "file"
 
 
@@ -267,7 +277,8 @@ class Extension(msgspec.Struct, kw_only=True):
     unless the scheduler has marked the batch at risk; `pools` counts finished requests; `cost` is
     at the prices of the batch's creation; `trace_id` is the trace of the batch's work, null if it
     has none; `input_url` is the object that the input file is imported from, and `export` the copy
-    of the results to a bucket, each null without one.
+    of the results to a bucket, each null without one. With `zero_retention` the answers are
+    encrypted until their key is destroyed.
     """
 
     user: str
@@ -285,6 +296,7 @@ class Extension(msgspec.Struct, kw_only=True):
     trace_id: str | None
     input_url: str | None
     export: Export | None
+    zero_retention: bool
 
 
 class Batch(msgspec.Struct, kw_only=True):
@@ -527,7 +539,8 @@ class ExpiresAfter(msgspec.Struct):
 class CreateUpload(msgspec.Struct, kw_only=True):
     """The file to be uploaded in parts; `bytes` is its size, `expires_after` its expiry.
 
-    With the transfer `presigned`, the response has URLs of the object store for the parts.
+    With the transfer `presigned`, the response has URLs of the object store for the parts. With
+    `zero_retention` the parts and the file are encrypted, which excludes that transfer.
     """
 
     size: WholeNumber = field(name="bytes")
@@ -536,6 +549,7 @@ class CreateUpload(msgspec.Struct, kw_only=True):
     purpose: Annotated[str, Meta(extra_json_schema={"enum": ["batch"]})]
     expires_after: ExpiresAfter | None = None
     transfer: Literal["presigned"] | None = None
+    zero_retention: bool = False
 
 
 class CompleteUpload(msgspec.Struct):
@@ -552,7 +566,8 @@ class CreateBatch(msgspec.Struct):
     """The parameters of a new batch; `inputFileId` is an alias, `userId` the batch's user.
 
     Instead of `input_file_id`, `input_url` names an object in a registered bucket, and results are
-    copied to the folder `output_url`.
+    copied to the folder `output_url`. A batch of a file with zero retention has it, too;
+    `zero_retention` demands such a file, and encrypts an imported one.
     """
 
     input_file_id: InputFileId | None = None
@@ -564,6 +579,7 @@ class CreateBatch(msgspec.Struct):
     user_id: str | None = field(name="userId", default=None)
     input_url: ObjectUrl | None = None
     output_url: ObjectUrl | None = None
+    zero_retention: bool | None = None
 
 
 def unix(moment: datetime) -> int:

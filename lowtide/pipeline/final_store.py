@@ -15,6 +15,7 @@ from lowtide.core.ids import TenantId
 from lowtide.database.connections import begin
 from lowtide.events.outbox import add_event, trace_of
 from lowtide.files.store import add_file, add_orphans
+from lowtide.objects.names import DataKeyId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,6 +41,12 @@ class FinalJob:
     drained_at: datetime
     files_expire_at: datetime
     trace: TraceContext | None = None
+    zero_retention: bool = False
+
+    @property
+    def data_key(self) -> DataKeyId | None:
+        """The data key of the batch's answers, None if they are plain."""
+        return DataKeyId(self.tenant, self.batch) if self.zero_retention else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,7 @@ class FinalSegment:
 
 
 _JOB = text("""
-SELECT tenant_id, status, drained_at, traceparent, tracestate,
+SELECT tenant_id, status, drained_at, traceparent, tracestate, zero_retention,
   drained_at + make_interval(secs => coalesce(output_expires_after,
     (SELECT batch_retention FROM tenants WHERE id = batches.tenant_id), :data_kept)) AS files_expire_at
 FROM batches
@@ -182,6 +189,7 @@ class FinalStore:
             row.drained_at,
             row.files_expire_at,
             trace_of(row),
+            row.zero_retention,
         )
 
     def segments(self, job: FinalJob) -> list[FinalSegment]:

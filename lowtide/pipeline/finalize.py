@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING
 from lowtide.batches.answers import index_entry, index_key
 from lowtide.batches.model import outcome_without_result
 from lowtide.batches.results import NEVER_RAN, render_in_pieces
+from lowtide.batches.sealed_answers import NO_ANSWERS
 from lowtide.core.ids import derived_file_id, format_batch_id
 from lowtide.events.model import EventType, batch_event, segment_event
 from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
 from lowtide.objects.joined import Piece, joined_key
+from lowtide.objects.names import sealed_key
 from lowtide.pipeline.final_store import PieceRecord
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
     from uuid import UUID
 
+    from lowtide.batches.results import FinishedLine
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.core.ids import BatchId, FileId
     from lowtide.events.publisher import Publisher
     from lowtide.objects.joined import JoinedObjects
@@ -49,12 +53,14 @@ class Finalizer:
         publisher: Publisher,
         *,
         new_id: Callable[[], UUID],
+        answers: Answers = NO_ANSWERS,
         tracer: Tracer = UNTRACED,
     ) -> None:
         self._finals = finals
         self._objects = objects
         self._publisher = publisher
         self._new_id = new_id
+        self._answers = answers
         self._tracer = tracer
 
     def finalize(self, batch: BatchId, segment: int | None = None) -> None:
@@ -96,7 +102,7 @@ class Finalizer:
             self._publisher.publish(events)
 
     def _write(self, job: FinalJob, segment: FinalSegment, *, is_only: bool) -> None:
-        keys = _keys(job.batch, segment, is_only=is_only)
+        keys = _keys(job, segment, is_only=is_only)
         if not self._finals.expect(job, keys):
             return
         dropped_as = outcome_without_result(job.final_status)
@@ -107,7 +113,7 @@ class Finalizer:
             for line in lines:
                 piece = output if line.succeeded else error
                 offset = piece.size
-                piece.add(render_in_pieces(job.batch, line, lambda n: self._finals.body(job, n)))
+                piece.add(self._rendered(job, line))
                 length = piece.size - offset - 1
                 index.add([index_entry(offset, length, in_error_file=piece is error)])
         self._finals.finish_segment(
@@ -125,10 +131,10 @@ class Finalizer:
             if file is not None and len(segments) > 1:
                 if not self._finals.expect(job, [file.object_key]):
                     return
-                self._objects.join(file.object_key, _pieces(file.id, role, segments))
+                self._objects.join(file.object_key, _pieces(job, role, segments))
                 keys.append(file.object_key)
         for segment in segments:
-            keys += _keys(job.batch, segment, is_only=len(segments) == 1)
+            keys += _keys(job, segment, is_only=len(segments) == 1)
         summary = {
             "status": job.final_status.value,
             "completed": sum(segment.output.lines for segment in segments),
@@ -151,28 +157,47 @@ class Finalizer:
             _log.info("batch.finalized", extra=summary)
             self._publisher.publish([event])
 
+    def _rendered(self, job: FinalJob, line: FinishedLine) -> Iterator[bytes]:
+        if not job.zero_retention:
+            return render_in_pieces(job.batch, line, lambda n: self._finals.body(job, n))
+        tenant, batch = job.tenant, job.batch
+        return render_in_pieces(
+            batch,
+            self._answers.line(tenant, batch, line),
+            lambda n: self._answers.pieces(tenant, batch, n, self._finals.body(job, n)),
+        )
+
 
 def _record(role: str, segment: FinalSegment) -> PieceRecord:
     return segment.output if role == "output" else segment.error
 
 
-def _piece_key(file: FileId, segment: FinalSegment, *, is_only: bool) -> str:
-    key = object_key(file)
-    return key if is_only else f"{key}/{segment.number:05d}"
+def _piece_key(job: FinalJob, role: str, segment: FinalSegment, *, is_only: bool) -> str:
+    key = object_key(derived_file_id(job.batch, role))
+    return sealed_key(job.data_key, key if is_only else f"{key}/{segment.number:05d}")
 
 
-def _keys(batch: BatchId, segment: FinalSegment, *, is_only: bool) -> list[str]:
-    """Return the keys of a segment's pieces of the output and the error file, and of its index."""
-    pieces = [_piece_key(derived_file_id(batch, role), segment, is_only=is_only) for role in _ROLES]
-    return [*pieces, index_key(batch, segment.number)]
+def _keys(job: FinalJob, segment: FinalSegment, *, is_only: bool) -> list[str]:
+    """Return the keys of a segment's pieces of the output and the error file, and of its index.
+
+    The index is never encrypted: it has positions alone.
+    """
+    pieces = [_piece_key(job, role, segment, is_only=is_only) for role in _ROLES]
+    return [*pieces, index_key(job.batch, segment.number)]
 
 
-def _pieces(file: FileId, role: str, segments: Sequence[FinalSegment]) -> list[Piece]:
+def _pieces(job: FinalJob, role: str, segments: Sequence[FinalSegment]) -> list[Piece]:
     return [
-        Piece(_piece_key(file, segment, is_only=False), _record(role, segment).size)
+        Piece(_piece_key(job, role, segment, is_only=False), _record(role, segment).size)
         for segment in segments
         if _record(role, segment).lines
     ]
+
+
+def _file_key(job: FinalJob, file: FileId, *, is_joined: bool) -> str:
+    if not is_joined:
+        return sealed_key(job.data_key, object_key(file))
+    return joined_key(sealed_key(job.data_key, object_key(file)) if job.data_key else file.hex)
 
 
 def _file(
@@ -196,7 +221,7 @@ def _file(
         size=sum(record.size for record in records),
         lines=sum(record.lines for record in records),
         sha256=hashlib.sha256(b"".join(hashes)).digest() if is_joined else hashes[0],
-        object_key=joined_key(id_.hex) if is_joined else object_key(id_),
+        object_key=_file_key(job, id_, is_joined=is_joined),
         status=FileStatus.PROCESSED,
         status_details=None,
         created_at=job.drained_at,

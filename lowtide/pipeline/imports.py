@@ -17,6 +17,8 @@ from lowtide.core.ids import FileId, TenantId, format_batch_id, format_file_id
 from lowtide.database.connections import acting_for, begin
 from lowtide.files.lines import Problem
 from lowtide.files.store import add_expected_file
+from lowtide.objects.data_keys import own_key
+from lowtide.objects.names import data_key_of
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class ImportJob:
     url: BucketUrl
     deadline: datetime
     late: bool
+    zero_retention: bool = False
 
 
 class Superseded(Exception):
@@ -58,7 +61,7 @@ class Superseded(Exception):
 
 _WAITING = "status = 'validating' AND input_url IS NOT NULL AND imported_at IS NULL"
 _JOB = text(f"""
-SELECT tenant_id, input_file_id, input_url, deadline, deadline <= now() AS late
+SELECT tenant_id, input_file_id, input_url, deadline, deadline <= now() AS late, zero_retention
 FROM batches WHERE id = :batch AND {_WAITING}
 """)  # noqa: S608
 _CLAIM = text(f"""
@@ -99,7 +102,9 @@ class ImportStore:
             return None
         url = parse_object_url(row.input_url, "input_url")
         file, tenant = FileId(row.input_file_id), TenantId(row.tenant_id)
-        return ImportJob(batch, tenant, file, url, row.deadline, row.late)
+        return ImportJob(
+            batch, tenant, file, url, row.deadline, row.late, zero_retention=row.zero_retention
+        )
 
     def claim(self, batch: BatchId) -> bool:
         """Start an import; return False while another process works on it."""
@@ -130,6 +135,9 @@ class ImportStore:
             if connection.execute(_RECORD, parameters).rowcount != 1:
                 raise Superseded
             add_expected_file(connection, replace(file, id=job.file))
+            data_key = data_key_of(file.object_key)
+            if data_key is not None:
+                own_key(connection, data_key, job.file)
 
     def fail(self, batch: BatchId, problem: Problem) -> None:
         """Fail a batch whose input cannot be imported."""
@@ -203,7 +211,9 @@ class Importer:
             )
         renewed = time.monotonic()
         with self._files.upload(
-            job.tenant, add=lambda file, _: self._imports.record(job, file)
+            job.tenant,
+            add=lambda file, _: self._imports.record(job, file),
+            zero_retention=job.zero_retention,
         ) as upload:
             for piece in remote.stream(source):
                 if time.monotonic() - renewed > RENEW_SECONDS:

@@ -6,11 +6,12 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from lowtide.core.errors import NotFound
+from lowtide.core.errors import NotFound, Unavailable
 from lowtide.core.ids import format_batch_id
 from lowtide.files.index import index_key, render_rows
 from lowtide.files.lines import InputLine, LineReader, Problem
 from lowtide.files.validation import Validation
+from lowtide.objects.names import Damaged
 from lowtide.pipeline.split_store import DamagedIndex, Index
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
@@ -30,6 +31,9 @@ _log = logging.getLogger(__name__)
 # A retry would not find the object either: the batch must fail, with the reason.
 _INPUT_MISSING = Problem(
     "input_missing", "The input file is no longer in the object store: upload it again."
+)
+_INPUT_DAMAGED = Problem(
+    "input_corrupt", "The input file was changed in the object store: upload it again."
 )
 _ROWS_AT_ONCE = 1000
 
@@ -103,8 +107,8 @@ class Splitter:
     def _split(self, job: SplitJob, span: Span) -> None:
         try:
             try:
-                if job.index is not None and not self._has_input(job):
-                    raise _Rejected([_INPUT_MISSING])
+                if job.index is not None:
+                    self._require_input(job)
                 self._start(job, job.index or self._validate(job), span)
             except DamagedIndex:
                 self._start(job, self._validate(job), span)
@@ -150,7 +154,10 @@ class Splitter:
             return self._copy_segment(batch, number)
         except _Ended:
             pass
-        except (_Rejected, DamagedIndex):
+        except (_Rejected, DamagedIndex) as error:
+            if isinstance(error, DamagedIndex) and isinstance(error.__cause__, Damaged):
+                # Encrypted, the same index has other bytes each time that a segment writes it.
+                raise Unavailable("The index was replaced while it was read: try again.") from error
             _log.warning("segment.lost", extra={"segment": number})
         with self._splits.open_segment(batch, number) as split:
             if split is None:
@@ -161,15 +168,17 @@ class Splitter:
     def _rows(self, job: SplitJob, segment: Segment) -> Iterator[bytes]:
         try:
             yield from self._objects.stream(index_key(job.input_key), segment.start, segment.end)
-        except NotFound as error:
+        except (NotFound, Damaged) as error:
             raise DamagedIndex from error
 
-    def _has_input(self, job: SplitJob) -> bool:
+    def _require_input(self, job: SplitJob) -> None:
+        """Raise _Rejected if the file is gone, or cannot be decrypted."""
         try:
             self._objects.read_ranges(job.input_key, [(0, 1)])
-        except NotFound:
-            return False
-        return True
+        except NotFound as error:
+            raise _Rejected([_INPUT_MISSING]) from error
+        except Damaged as error:
+            raise _Rejected([_INPUT_DAMAGED]) from error
 
     def _validate(self, job: SplitJob) -> Index:
         """Check a file and write its index; raises _Rejected, or _Ended."""
@@ -184,6 +193,8 @@ class Splitter:
             validation.find_repeated()
         except NotFound as error:
             raise _Rejected([_INPUT_MISSING]) from error
+        except Damaged as error:
+            raise _Rejected([_INPUT_DAMAGED]) from error
         if reader.problems:
             raise _Rejected(reader.problems)
         index = Index(reader.model, validation.segments)

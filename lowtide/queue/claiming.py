@@ -13,6 +13,7 @@ from lowtide.core.ids import BatchId, TenantId
 from lowtide.database.connections import begin
 from lowtide.database.prepared import hot
 from lowtide.events.outbox import trace_of
+from lowtide.objects.names import DataKeyId
 from lowtide.queue.claims import Claim
 from lowtide.queue.draining import Mark
 from lowtide.queue.fairness import FairShare, Lane, without
@@ -78,7 +79,7 @@ WITH lease AS MATERIALIZED (
   SELECT batch_id, tenant_id, :lease, deadline, queued_at, now(), line, attempts, interruptions,
     lost_leases, escalated, pool FROM taken
 )
-SELECT t.batch_id, b.endpoint, b.model, b.input_key, b.tenant_id, b.traceparent, b.tracestate,
+SELECT t.batch_id, b.endpoint, b.model, b.zero_retention, b.input_key, b.tenant_id, b.traceparent, b.tracestate,
   now() AS claimed_at, max(t.available_at) AS at,
   extract(epoch FROM b.deadline - now())::double precision AS due_in,
   (array_agg(t.line ORDER BY t.available_at DESC, t.line DESC))[1] AS line,
@@ -99,7 +100,7 @@ SELECT EXISTS (SELECT FROM workers WHERE id = :lease)
 # Requests of a claim whose commit was never confirmed: no other worker would ever run them, since
 # the lease lives on.
 _UNCONFIRMED = text("""
-SELECT c.batch_id, b.endpoint, b.model, b.input_key, b.tenant_id, b.traceparent, b.tracestate, c.claimed_at,
+SELECT c.batch_id, b.endpoint, b.model, b.zero_retention, b.input_key, b.tenant_id, b.traceparent, b.tracestate, c.claimed_at,
   extract(epoch FROM b.deadline - now())::double precision AS due_in,
   json_agg(json_build_array(c.line, r.start, r.length, c.attempts, c.interruptions,
     extract(epoch FROM now() - c.queued_at), r.checksum) ORDER BY c.line)::text AS lines
@@ -293,8 +294,19 @@ class Claiming:
 
 def _claims(row: Any) -> list[Claim]:
     batch, tenant, trace = BatchId(row.batch_id), TenantId(row.tenant_id), trace_of(row)
+    data_key = DataKeyId(tenant, batch) if row.zero_retention else None
     return [
-        Claim(batch, row.endpoint, row.input_key, *numbers, tenant, trace, row.due_in, row.model)
+        Claim(
+            batch,
+            row.endpoint,
+            row.input_key,
+            *numbers,
+            tenant,
+            trace,
+            row.due_in,
+            row.model,
+            data_key,
+        )
         for numbers in _decode(row.lines)
     ]
 

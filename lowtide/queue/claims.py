@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import BatchId, TenantId
     from lowtide.engines.outcomes import Usage
     from lowtide.events.model import Event
+    from lowtide.objects.names import DataKeyId
     from lowtide.telemetry.tracing import TraceContext
 
 
@@ -21,7 +22,8 @@ class Claim:
 
     `checksum` verifies its bytes; a request split before checksums were kept has none. `waited` is
     the seconds since it was first queued, `due_in` those until its deadline; `trace` is the context
-    that the batch's work continues, `model` the model of all the batch's requests.
+    that the batch's work continues, `model` the model of all the batch's requests. With a `data_key`
+    no text of it may be written in plain.
     """
 
     batch: BatchId
@@ -38,6 +40,7 @@ class Claim:
     trace: TraceContext | None = None
     due_in: float = math.inf
     model: str | None = None
+    data_key: DataKeyId | None = None
 
     def proves(self, line: bytes) -> bool:
         """Return whether the bytes match the upload, as far as is known."""
@@ -54,7 +57,8 @@ class Finished:
     """A request that ended for good, in success or failure.
 
     `body` is the answer in UTF-8; `attempts` counts every attempt; `dead_letter` dead-letters a
-    failure; `replica_seconds` is the request's share of its worker's time.
+    failure; `replica_seconds` is the request's share of its worker's time. With a `data_key`, body
+    and message are to be encrypted before they are stored.
     """
 
     batch: BatchId
@@ -69,6 +73,7 @@ class Finished:
     error_message: str | None = None
     dead_letter: bool = False
     replica_seconds: float = 0.0
+    data_key: DataKeyId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,8 @@ class Returned:
     """A request that is released, and available again after `delay` seconds.
 
     `failed` counts an attempt; `interrupted` records a spot interruption; neither applies to a
-    request that was never started or met a fault of the engine.
+    request that was never started or met a fault of the engine. With a `data_key`, the reason is to
+    be encrypted before it is stored.
     """
 
     batch: BatchId
@@ -85,6 +91,7 @@ class Returned:
     delay: float = 0.0
     failed: bool = False
     interrupted: bool = False
+    data_key: DataKeyId | None = None
 
 
 @dataclass(frozen=True, slots=True)

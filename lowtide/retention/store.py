@@ -61,7 +61,7 @@ SELECT id, due_at FROM (
     ORDER BY {_END} AT TIME ZONE 'UTC' LIMIT :limit) b
 ) due LIMIT :limit
 """  # noqa: S608
-# The answers in the files end too; an index of custom_ids that is not made yet never will be.
+# The answers in the files end too, encrypted ones with their key at once; an index of custom_ids that is not made yet never will be.
 END = """
 WITH ended AS (
   UPDATE batches SET data_ended_at = now() WHERE id = ANY(ARRAY(
@@ -70,6 +70,8 @@ WITH ended AS (
   RETURNING id, output_file_id, error_file_id
 ), forgotten AS (
   DELETE FROM search_backlog WHERE batch_id = ANY(ARRAY(SELECT id FROM ended))
+), destroyed AS (
+  DELETE FROM data_keys WHERE id = ANY(ARRAY(SELECT id FROM ended))
 ), expired AS (
   UPDATE files SET expires_at = now() WHERE coalesce(expires_at > now(), true) AND id = ANY(ARRAY(
     SELECT output_file_id FROM ended UNION ALL SELECT error_file_id FROM ended))

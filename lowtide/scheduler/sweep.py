@@ -14,6 +14,8 @@ from lowtide.core.pools import Pool
 from lowtide.database.connections import begin
 from lowtide.events.model import EventType, batch_event, segment_event
 from lowtide.events.outbox import add_event, trace_of
+from lowtide.objects.data_keys import destroy_unused_keys
+from lowtide.objects.names import data_key_of
 from lowtide.planning.state import SweepResult
 from lowtide.queue.draining import note_drained
 from lowtide.queue.store import is_storm, requeue
@@ -154,19 +156,26 @@ ON CONFLICT DO NOTHING
 """
 _EXPIRE_FILES = text(EXPIRE_FILES)
 _FORGET_UPLOADS = text("""
-DELETE FROM uploads WHERE ctid = ANY(ARRAY(
-  SELECT ctid FROM uploads WHERE expires_at <= now() - interval '1 day'
-  ORDER BY expires_at LIMIT :limit))
+WITH forgotten AS (
+  DELETE FROM uploads WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM uploads WHERE expires_at <= now() - interval '1 day'
+    ORDER BY expires_at LIMIT :limit))
+  RETURNING id
+)
+DELETE FROM data_keys WHERE id IN (SELECT id FROM forgotten)
 """)
+# The id of a file in the key of its object, of a piece of it, or of the list of its pieces. A colon
+# would start the name of a parameter.
+_FILE_KEY = r"^(?\:(?\:joined/)?sealed/[0-9a-f]{32}/[0-9a-f]{32}/)?[a-z]+/([0-9a-f]{32})"
 # True of an object of a file, and of the answers' index of a batch that still has a file. Scalar
 # subqueries stay lookups by key, whatever the statistics.
-_IS_OWNED = """coalesce(
+_IS_OWNED = f"""coalesce(
     (SELECT true FROM files WHERE id =
-      cast(substring(o.object_key FROM '^[a-z]+/([0-9a-f]{32})') AS uuid)),
+      cast(substring(o.object_key FROM '{_FILE_KEY}') AS uuid)),
     (SELECT output_file_id IS NOT NULL OR error_file_id IS NOT NULL
         OR status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
       FROM batches WHERE id =
-        cast(substring(o.object_key FROM '^answers/([0-9a-f]{32})/') AS uuid)), false)"""
+        cast(substring(o.object_key FROM '^answers/([0-9a-f]{{32}})/') AS uuid)), false)"""  # noqa: S608
 # Locked first: a deletion of the file makes them orphans again, and must not be missed.
 _OWNED = text(f"""
 SELECT object_key FROM orphan_objects o WHERE due_at <= now() AND {_IS_OWNED}
@@ -221,7 +230,10 @@ class SweepStore:
         )
 
     def orphans(self, limit: int) -> Sequence[str]:
-        """Delete the rows of expired files and of old uploads; return the keys of orphans."""
+        """Delete the rows of expired files and of old uploads; return the keys of orphans.
+
+        The data keys of encrypted orphans are destroyed first: the store may be unavailable.
+        """
         with begin(self._engine) as connection:
             connection.execute(_EXPIRE_FILES, {"limit": limit})
         with begin(self._engine) as connection:
@@ -230,7 +242,9 @@ class SweepStore:
             owned = connection.execute(_OWNED, {"limit": limit}).scalars().all()
             connection.execute(_FORGET_OWNED, {"keys": list(owned)})
         with begin(self._engine) as connection:
-            return connection.execute(_ORPHAN_OBJECTS, {"limit": limit}).scalars().all()
+            keys = connection.execute(_ORPHAN_OBJECTS, {"limit": limit}).scalars().all()
+            destroy_unused_keys(connection, map(data_key_of, keys))
+        return keys
 
     def forget_orphans(self, keys: Sequence[str]) -> None:
         """Record that these objects are deleted."""

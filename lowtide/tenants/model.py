@@ -23,7 +23,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 class Tenant:
     """A tenant; `weight` is its share relative to other tenants with equally urgent work.
 
-    `batch_retention` is in seconds; None is the installation's.
+    `batch_retention` is in seconds; None is the installation's. With `zero_retention` all its
+    uploads are encrypted, and their keys destroyed with them.
     """
 
     id: TenantId
@@ -32,6 +33,7 @@ class Tenant:
     limits: TenantLimits
     created_at: datetime
     batch_retention: int | None = None
+    zero_retention: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,12 @@ def check_name(name: str, param: str) -> str:
 def differences(before: Tenant, after: Tenant) -> Mapping[str, tuple[int | None, int | None]]:
     """Return the old and the new value of each changed figure of a tenant, by name."""
     old, new = (
-        {"weight": t.weight, **asdict(t.limits), "batch_retention": t.batch_retention}
+        {
+            "weight": t.weight,
+            **asdict(t.limits),
+            "batch_retention": t.batch_retention,
+            "zero_retention": t.zero_retention,
+        }
         for t in (before, after)
     )
     return {name: (old[name], new[name]) for name in old if old[name] != new[name]}

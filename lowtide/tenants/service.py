@@ -41,6 +41,7 @@ class TenantChanges:
     weight: int | None = None
     limits: Mapping[str, int | None] = field(default_factory=dict)
     batch_retention: int | None = None
+    zero_retention: bool | None = None
 
     def apply(self, tenant: Tenant) -> Tenant:
         """Return the changed tenant; raises InvalidRequest for a number out of range."""
@@ -56,6 +57,9 @@ class TenantChanges:
             tenant,
             batch_retention=kept or None,
             weight=tenant.weight if self.weight is None else self.weight,
+            zero_retention=(
+                tenant.zero_retention if self.zero_retention is None else self.zero_retention
+            ),
             limits=replace(tenant.limits, **self.limits),
         )
 
@@ -142,6 +146,8 @@ def told(changes: Mapping[str, tuple[int | None, int | None]]) -> Sequence[str]:
 
 
 def _format_value(name: str, value: int | None) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if name == "batch_retention":
         return "default" if value is None else format_window(timedelta(seconds=value))
     return "none" if value is None else f"{value:,}"

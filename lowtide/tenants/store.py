@@ -53,18 +53,19 @@ LEFT JOIN request_rates rate ON rate.tenant_id = t.id
 """  # noqa: S608
 LIMIT_COLUMNS = {f"max_{name}": name for name in LIMITS}
 TENANT_COLUMNS = ", ".join(
-    ("id", "name", "weight", *LIMIT_COLUMNS, "created_at", "batch_retention")
+    ("id", "name", "weight", *LIMIT_COLUMNS, "created_at", "batch_retention", "zero_retention")
 )
 _LIST = text(f"SELECT {TENANT_COLUMNS} FROM tenants ORDER BY name")  # noqa: S608
 _LOCK = text(f"SELECT {TENANT_COLUMNS} FROM tenants WHERE name = :name FOR UPDATE")  # noqa: S608
 _ADD = text(f"""
 INSERT INTO tenants ({TENANT_COLUMNS})
 VALUES (:id, :name, :weight, {", ".join(f":{column}" for column in LIMIT_COLUMNS)}, :created_at,
-  :batch_retention)
+  :batch_retention, :zero_retention)
 ON CONFLICT (name) DO NOTHING
 """)  # noqa: S608
 _CHANGE = text(f"""
-UPDATE tenants SET weight = :weight, batch_retention = :batch_retention, {", ".join(f"{column} = :{column}" for column in LIMIT_COLUMNS)}
+UPDATE tenants SET weight = :weight, batch_retention = :batch_retention,
+  zero_retention = :zero_retention, {", ".join(f"{column} = :{column}" for column in LIMIT_COLUMNS)}
 WHERE id = :id
 """)  # noqa: S608
 
@@ -89,7 +90,7 @@ class TenantStore:
             if connection.execute(_ADD, row).rowcount == 0:
                 raise Conflict(f"Tenant {tenant.name!r} already exists.", param="name")
             note(connection, tenant.id, actor, "tenant.created", [tenant.name])
-            _audit_changes(connection, tenant, {"weight": 1}, actor)
+            _audit_changes(connection, tenant, {"weight": 1, "zero_retention": False}, actor)
 
     def change(self, name: str, change: Callable[[Tenant], Tenant], actor: str) -> Tenant:
         """Store the weight and limits that `change` returns for a tenant; raises NotFound."""
@@ -162,12 +163,17 @@ def _audit_changes(
 
 
 def _format_value(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return "none" if value is None else str(value)
 
 
 def _values(tenant: Tenant) -> dict[str, object]:
     limits = {column: getattr(tenant.limits, name) for column, name in LIMIT_COLUMNS.items()}
-    kept = {"batch_retention": tenant.batch_retention}
+    kept = {
+        "batch_retention": tenant.batch_retention,
+        "zero_retention": tenant.zero_retention,
+    }
     return {"id": tenant.id, "weight": tenant.weight, **limits, **kept}
 
 
@@ -180,6 +186,7 @@ def tenant_of(row: Any) -> Tenant:
         limits_of(row),
         row.created_at,
         row.batch_retention,
+        row.zero_retention,
     )
 
 

@@ -18,7 +18,7 @@ from lowtide.uploads.model import MAX_PART_BYTES
 from lowtide.uploads.store import upload_not_found
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from flask import Response
 
@@ -77,6 +77,7 @@ def create_upload(call: Call) -> Response:
         purpose=body.purpose,
         file_expires_after=None if expiry is None else expiry.seconds,
         presigned=body.transfer is not None,
+        zero_retention=body.zero_retention,
     )
     parts = call.services.uploads.presigned_parts(upload)
     response = json_response(upload_object(upload, parts=parts))
@@ -92,7 +93,7 @@ def add_part(call: Call, upload_id: str) -> Response:
         writing = call.services.uploads.part(call.tenant, upload)
         started: PartUpload
 
-        def open_part(_: str) -> Callable[[bytes], None]:
+        def open_part(_filename: str, _fields: Mapping[str, bytearray]) -> Callable[[bytes], None]:
             nonlocal started
             started = stack.enter_context(writing)
             return started.write

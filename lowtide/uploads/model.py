@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from lowtide.core.errors import InvalidRequest
+from lowtide.objects.names import DataKeyId
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,13 +54,18 @@ class PartedUpload:
     parts: Sequence[PartId] | None = None
     part_count: int = 0
     part_bytes: int = 0
+    part_size: int | None = None
+    zero_retention: bool = False
 
     @property
     def max_part_bytes(self) -> int:
         """The most bytes of all parts: each may be sent twice, as an answer may be lost."""
         return 2 * self.size + MAX_PART_BYTES
 
-    part_size: int | None = None
+    @property
+    def data_key(self) -> DataKeyId | None:
+        """The data key of the parts, None if they are plain."""
+        return DataKeyId(self.tenant, self.id) if self.zero_retention else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,18 @@ class PresignedUploads:
         self._clock = clock
 
     def create(self, upload: PartedUpload) -> PartedUpload:
-        """Record a presigned upload; raises InvalidRequest if the object store cannot sign URLs."""
+        """Record a presigned upload.
+
+        Raises InvalidRequest if the object store cannot sign URLs, and with zero retention.
+        """
+        if upload.zero_retention:
+            raise InvalidRequest(
+                "With zero retention this server encrypts every byte before it is stored, but "
+                "presigned parts reach the object store in plain: send the parts to the API, "
+                "without this parameter.",
+                param="transfer",
+                code="zero_retention_not_presigned",
+            )
         self._presigner.check("transfer")
         presigned = replace(
             upload,

@@ -11,6 +11,7 @@ from lowtide.core.errors import Conflict, InvalidRequest, NotFound, PayloadTooLa
 from lowtide.core.ids import PartId, UploadId, format_part_id, format_upload_id, parse_part_id
 from lowtide.files.lines import NO_BYTES, checksum_of
 from lowtide.files.service import check_purpose, shown_filename
+from lowtide.objects.names import no_new_key, sealed_key
 from lowtide.uploads.model import (
     MAX_PART_BYTES,
     MAX_PARTS,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from lowtide.files.model import StoredFile
     from lowtide.files.service import Checked, Files
     from lowtide.files.store import FileStore
+    from lowtide.objects.data_keys import WrappedKey
     from lowtide.objects.store import ObjectStore
     from lowtide.uploads.presigned import PresignedPart, PresignedUploads
     from lowtide.uploads.store import UploadStore
@@ -66,7 +68,7 @@ class PartUpload:
         self._upload = upload
         self._part = part
         self._now = now
-        self._key = f"parts/{part.hex}"
+        self._key = sealed_key(upload.data_key, f"parts/{part.hex}")
         self._size = 0
         self._checksum = NO_BYTES
         self._stack = ExitStack()
@@ -135,7 +137,9 @@ class Uploads:
         *,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
+        new_key: Callable[[TenantId, UUID], WrappedKey] = no_new_key,
     ) -> None:
+        self._new_key = new_key
         self._uploads = uploads
         self._files = files
         self._service = service
@@ -153,10 +157,13 @@ class Uploads:
         purpose: str,
         file_expires_after: int | None,
         presigned: bool = False,
+        zero_retention: bool = False,
     ) -> PartedUpload:
         """Start an upload of `size` bytes; raises InvalidRequest, or PayloadTooLarge.
 
-        With `presigned`, `presigned_parts` returns where the client writes its parts.
+        With `presigned`, `presigned_parts` returns where the client writes its parts. With
+        `zero_retention`, of this upload or of the tenant, its parts and its file are encrypted;
+        raises Conflict if there is no master key.
         """
         check_purpose(purpose)
         max_bytes = self._service.max_bytes
@@ -175,10 +182,12 @@ class Uploads:
             status=UploadStatus.PENDING,
             created_at=now,
             expires_at=now + timedelta(seconds=UPLOAD_SECONDS),
+            zero_retention=zero_retention or self._files.is_sealed(tenant),
         )
         if presigned:
             return self._presigned.create(upload)
-        self._uploads.create(upload)
+        data_key = self._new_key(tenant, upload.id) if upload.zero_retention else None
+        self._uploads.create(upload, data_key=data_key)
         return upload
 
     def presigned_parts(self, upload: PartedUpload) -> Sequence[PresignedPart]:
@@ -294,7 +303,8 @@ class Uploads:
             self._uploads.complete(upload.id, [part.id for part in parts], file, actor)
 
         digest = hashlib.md5(usedforsecurity=False)
-        with self._service.upload(upload.tenant, actor, add=add) as whole:
+        sealed = upload.zero_retention
+        with self._service.upload(upload.tenant, actor, add=add, zero_retention=sealed) as whole:
             for part in parts:
                 for chunk in self._read(part):
                     digest.update(chunk)

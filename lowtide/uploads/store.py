@@ -10,6 +10,7 @@ from lowtide.core.errors import NotFound
 from lowtide.core.ids import FileId, PartId, TenantId, UploadId, format_file_id, format_upload_id
 from lowtide.database.connections import acting_for
 from lowtide.files.store import add_expected_file, add_orphans, remove_orphans
+from lowtide.objects.data_keys import add_key, destroy_keys
 from lowtide.tenants.audit import note
 from lowtide.uploads.model import (
     MAX_PARTS,
@@ -26,16 +27,18 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.files.model import StoredFile
+    from lowtide.objects.data_keys import WrappedKey
 
 
 _CREATE = text("""
 INSERT INTO uploads (id, tenant_id, filename, bytes, file_expires_after, created_at, expires_at,
-  part_size)
-VALUES (:id, :tenant, :filename, :bytes, :file_expires_after, :created_at, :expires_at, :part_size)
+  part_size, zero_retention)
+VALUES (:id, :tenant, :filename, :bytes, :file_expires_after, :created_at, :expires_at, :part_size,
+  :zero_retention)
 """)
 _GET = text("""
 SELECT id, tenant_id, filename, bytes, file_expires_after, created_at, expires_at, file_id, part_ids,
-  part_count, part_bytes, part_size,
+  part_count, part_bytes, part_size, zero_retention,
   CASE WHEN status = 'pending' AND expires_at <= now() THEN 'expired' ELSE status END AS status
 FROM uploads WHERE id = :id
 """)
@@ -71,8 +74,18 @@ class UploadStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def create(self, upload: PartedUpload, keys: Sequence[str] = (), seconds: float = 0.0) -> None:
-        """Record a pending upload; the objects of `keys` are orphans, due after `seconds`."""
+    def create(
+        self,
+        upload: PartedUpload,
+        keys: Sequence[str] = (),
+        seconds: float = 0.0,
+        *,
+        data_key: WrappedKey | None = None,
+    ) -> None:
+        """Record a pending upload, with the data key of its parts.
+
+        The objects of `keys` are orphans, due after `seconds`.
+        """
         parameters = {
             "id": upload.id,
             "tenant": upload.tenant,
@@ -82,10 +95,13 @@ class UploadStore:
             "created_at": upload.created_at,
             "expires_at": upload.expires_at,
             "part_size": upload.part_size,
+            "zero_retention": upload.zero_retention,
         }
         with acting_for(self._engine, upload.tenant) as connection:
             connection.execute(_CREATE, parameters)
             add_orphans(connection, upload.tenant, keys, seconds)
+            if data_key is not None:
+                add_key(connection, data_key)
 
     def get(self, tenant: TenantId, upload: UploadId) -> PartedUpload:
         """Return an upload; raises NotFound."""
@@ -140,6 +156,8 @@ class UploadStore:
             add_expected_file(connection, file)
             remove_orphans(connection, pieces)
             connection.execute(_RELEASE_PARTS, {"id": upload})
+            if file.zero_retention:
+                destroy_keys(connection, [upload])
             if actor is not None:
                 note(connection, file.tenant, actor, "files.create", [format_file_id(file.id)])
 
@@ -151,6 +169,7 @@ class UploadStore:
         with acting_for(self._engine, tenant) as connection:
             if connection.execute(_CANCEL, {"id": upload}).rowcount:
                 connection.execute(_RELEASE_PARTS, {"id": upload})
+                destroy_keys(connection, [upload])
             return _get(connection, upload)
 
 
@@ -168,6 +187,7 @@ def _get(connection: Connection, upload: UploadId) -> PartedUpload:
         created_at=row.created_at,
         expires_at=row.expires_at,
         file=None if row.file_id is None else FileId(row.file_id),
+        zero_retention=row.zero_retention,
         parts=None if row.part_ids is None else [PartId(part) for part in row.part_ids],
         part_count=row.part_count,
         part_bytes=row.part_bytes,

@@ -22,6 +22,7 @@ from lowtide.worker.results import FlushRules, ResultWriter
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.core.pools import Pool
     from lowtide.events.publisher import Publisher
     from lowtide.objects.store import ObjectStore
@@ -35,6 +36,7 @@ def build_worker(
     database: Engine,
     objects: ObjectStore,
     publisher: Publisher,
+    answers: Answers,
     meter: WorkerMetrics,
     tracer: Tracer,
     *,
@@ -69,7 +71,7 @@ def build_worker(
         engine,
         InputLoader(objects, budget, rng),
         keeper,
-        ResultWriter(keeper, queue, publisher, meter, flush, budget),
+        ResultWriter(keeper, queue, publisher, meter, flush, budget, answers=answers),
         meter,
         ExponentialBackoff(settings.worker_poll_initial, settings.worker_poll_cap),
         ModelCatalog(database),

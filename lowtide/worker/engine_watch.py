@@ -18,12 +18,12 @@ from lowtide.engines.attribution import (
     is_from_proxy,
     kind_of,
     needs_probe,
-    reason_of,
 )
 from lowtide.engines.breaker import Breaker, BreakerState, Probed
 from lowtide.engines.model import Ping
 from lowtide.engines.outcomes import Answered
 from lowtide.worker.engine_state import ModelGaps, Suspects, Throttle
+from lowtide.worker.zero_retention import public_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -166,7 +166,10 @@ class EngineWatch:
         if not (lacks_named_model and self._answers_others):
             self._set_breaker(
                 self._breaker.failed(
-                    fault, reason_of(outcome), self._timer(), ambiguous=is_ambiguous(outcome)
+                    fault,
+                    public_reason(claim, outcome),
+                    self._timer(),
+                    ambiguous=is_ambiguous(outcome),
                 )
             )
         return Verdict(fault, at_once=lacks_named_model or not self._answers_others)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from lowtide.core.errors import LowtideError, NotFound
 from lowtide.engines.outcomes import Usage
 from lowtide.files.lines import UnsendableBody, body_of
+from lowtide.objects.names import Damaged
 from lowtide.queue.claims import Finished, Returned
 
 if TYPE_CHECKING:
@@ -140,6 +141,12 @@ class InputLoader:
             self._failing_objects.pop(input_key, None)
             settled = {
                 key: _unsent(claim, "input_missing", _MISSING) for key, claim in part.items()
+            }
+            return Loaded({}, settled)
+        except Damaged:
+            self._failing_objects.pop(input_key, None)
+            settled = {
+                key: _unsent(claim, "input_corrupt", _CHANGED) for key, claim in part.items()
             }
             return Loaded({}, settled)
         except (LowtideError, TimeoutError) as error:

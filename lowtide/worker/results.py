@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Final
 
 from lowtide.batches.metrics import requests_ended
 from lowtide.batches.model import RequestStatus
+from lowtide.batches.sealed_answers import NO_ANSWERS
 from lowtide.core.errors import LowtideError
 from lowtide.engines.outcomes import Usage
 from lowtide.queue.claims import Finished, Returned
+from lowtide.worker.zero_retention import sealed_release, sealed_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from lowtide.batches.sealed_answers import Answers
     from lowtide.core.ids import LeaseId
     from lowtide.engines.flow import ByteBudget
     from lowtide.events.publisher import Publisher
+    from lowtide.queue.claims import Settled
     from lowtide.queue.store import QueueStore
     from lowtide.worker.lease import LeaseKeeper
     from lowtide.worker.metrics import WorkerMetrics
@@ -59,7 +63,10 @@ class ResultWriter:
         meter: WorkerMetrics,
         rules: FlushRules,
         budget: ByteBudget,
+        *,
+        answers: Answers = NO_ANSWERS,
     ) -> None:
+        self._answers = answers
         self._keeper = keeper
         self._queue = queue
         self._publisher = publisher
@@ -147,7 +154,7 @@ class ResultWriter:
         finished = [request for request in requests if isinstance(request, Finished)]
         returned = [request for request in requests if isinstance(request, Returned)]
         try:
-            settled = await asyncio.to_thread(self._queue.settle, lease, finished, returned)
+            settled = await asyncio.to_thread(self._store, lease, finished, returned)
         except LowtideError:
             raise
         except Exception:  # noqa: BLE001 - the line that the database refuses must be found
@@ -172,6 +179,16 @@ class ResultWriter:
         self._meter.spent(sum(request.replica_seconds for request in finished))
         if settled.drained:
             self._publisher.publish(settled.drained)
+
+    def _store(
+        self, lease: LeaseId, finished: Sequence[Finished], returned: Sequence[Returned]
+    ) -> Settled:
+        """Settle and release requests; those with zero retention are encrypted first."""
+        return self._queue.settle(
+            lease,
+            [sealed_result(request, self._answers) for request in finished],
+            [sealed_release(request, self._answers) for request in returned],
+        )
 
 
 def size_of(request: Finished | Returned) -> int:

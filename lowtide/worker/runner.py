@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -190,15 +191,18 @@ class Runner:
         replica_seconds = self._drop([key for key, *_ in verdicts], ran=ran) - work.share
         age = monotonic() - work.started
         settled = [
-            settle_line(
+            _to_be_sealed(
                 work.claims[key],
-                outcome,
-                verdict.fault,
-                self._policy,
-                self._rng,
-                age=age,
-                replica_seconds=replica_seconds,
-                at_once=verdict.at_once,
+                settle_line(
+                    work.claims[key],
+                    outcome,
+                    verdict.fault,
+                    self._policy,
+                    self._rng,
+                    age=age,
+                    replica_seconds=replica_seconds,
+                    at_once=verdict.at_once,
+                ),
             )
             for key, outcome, verdict in verdicts
         ]
@@ -232,6 +236,11 @@ class Runner:
             )
             for key, body in bodies.items()
         ]
+
+
+def _to_be_sealed(claim: Claim, settled: Finished | Returned) -> Finished | Returned:
+    """Mark what the engine said to a request with zero retention, so that it is encrypted."""
+    return settled if claim.data_key is None else replace(settled, data_key=claim.data_key)
 
 
 def _unrun(claim: Claim) -> Returned:

@@ -68,6 +68,7 @@ SLA_TONES: Final[Mapping[SlaState, Tone]] = {
 }
 
 # Cells get their data from rows; data is never formatted into a template.
+ZERO_RETENTION: Final = Badge(text="zero retention", tone=Tone.NEUTRAL)
 BADGE_CELL: Final = '<span class="badge" :class="`badge-${badge.tone}`">{{ badge.text }}</span>'
 
 

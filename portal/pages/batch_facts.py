@@ -12,7 +12,14 @@ from nicegui import ui
 from lowtide.batches.model import BatchStatus, SlaState
 from lowtide.core.ids import format_batch_id
 from lowtide.planning.reasons import describe
-from portal.components.basics import badge, moment_label, pool_badge, sla_of, status_of_batch
+from portal.components.basics import (
+    ZERO_RETENTION,
+    badge,
+    moment_label,
+    pool_badge,
+    sla_of,
+    status_of_batch,
+)
 from portal.components.batch_table import cost_text, parts_of
 from portal.downloads import FAILED_INPUTS
 from portal.formats import absolute, counted, day, duration, number, size, utc
@@ -122,6 +129,8 @@ def head(batch: Batch) -> None:
         badge(sla)
         for pool in batch.pools:
             pool_badge(pool)
+        if batch.zero_retention:
+            badge(ZERO_RETENTION)
     if batch.risk is not None and batch.sla_state is SlaState.AT_RISK:
         reason = describe(batch.risk.reason, batch.risk.bound)
         label = ui.label(f"At risk since {absolute(batch.risk.since)}: {reason}.").mark("risk")

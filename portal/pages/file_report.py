@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nicegui import ui
 
 from lowtide.files.model import BYTES_A_TOKEN
-from portal.components.basics import Badge, badge
+from portal.components.basics import ZERO_RETENTION, Badge, badge
 from portal.formats import counted, day, duration, money, number, size
 from portal.theme import Tone
 
@@ -59,7 +59,7 @@ class FileReport:
         count = len(checked.problems)
         self._show_outcome(
             Badge(text=counted(count, "problem"), tone=Tone.BAD),
-            f"{_progress_text(checked)}. Nothing was created: fix the file and upload it again.",
+            text=f"{_progress_text(checked)}. Nothing was created: fix the file and upload it again.",
         )
         with (
             self._box,
@@ -75,13 +75,16 @@ class FileReport:
 
     def fail(self, message: str) -> None:
         """Show the error that ended the upload."""
-        self._show_outcome(Badge(text="Upload failed", tone=Tone.BAD), message)
+        self._show_outcome(Badge(text="Upload failed", tone=Tone.BAD), text=message)
 
     def accept(
         self, stored: StoredFile, checked: Checked, estimate: FileEstimate, rate: Rate
     ) -> None:
         """Show the contents of the file and the estimate of running it."""
-        self._show_outcome(Badge(text="Ready", tone=Tone.GOOD), stored.filename)
+        badges = [Badge(text="Ready", tone=Tone.GOOD)]
+        if stored.zero_retention:
+            badges.append(ZERO_RETENTION)
+        self._show_outcome(*badges, text=stored.filename)
         replica_time = duration(timedelta(seconds=estimate.replica_seconds))
         with self._box:
             facts = {
@@ -103,10 +106,11 @@ class FileReport:
                             ui.label(value).classes("break")
             ui.label(_basis_text(rate)).classes("muted small")
 
-    def _show_outcome(self, state: Badge, text: str) -> None:
+    def _show_outcome(self, *states: Badge, text: str) -> None:
         self._box.clear()
         with self._box, ui.element("div").classes("report-head"):
-            badge(state)
+            for state in states:
+                badge(state)
             ui.label(text).classes("break")
 
 

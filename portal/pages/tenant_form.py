@@ -54,6 +54,10 @@ class TenantForm:
                 )
                 self._retention.props("dense outlined maxlength=6")
                 self._retention.props["hint"] = "Such as 7d. Empty: the installation's"
+            self._zero_retention = ui.checkbox(
+                "Zero retention: encrypt every upload, and destroy its key with it",
+                value=tenant is not None and tenant.zero_retention,
+            )
             ui.label(
                 "Unfinished requests have no result yet; the limit covers all batches. Over the limit of "
                 "running requests, requests wait; over any other limit, the API responds with 429."
@@ -110,6 +114,7 @@ class TenantForm:
             _number(self._weight.value),
             {name: _number(field.value) for name, field in self._limits.items()},
             _seconds(self._retention.value),
+            bool(self._zero_retention.value),
         )
 
 

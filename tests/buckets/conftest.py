@@ -22,7 +22,16 @@ from lowtide.objects.store import ObstoreObjects, open_cloud
 from lowtide.settings import PREFIX
 from lowtide.tenants.keys import hash_key
 from tests.conftest import PEPPER, shared_database, world
-from tests.http.conftest import FUNCTIONS, MAX_FILE_BYTES, MAX_LINES, Api, api, clients, create_app
+from tests.http.conftest import (
+    FUNCTIONS,
+    MASTER_KEY,
+    MAX_FILE_BYTES,
+    MAX_LINES,
+    Api,
+    api,
+    clients,
+    create_app,
+)
 from tests.objects.conftest import s3_endpoint
 from tests.worlds import PATIENCE, done
 
@@ -248,6 +257,7 @@ def _functions(
         "MAX_FILE_BYTES": str(MAX_FILE_BYTES),
         "MAX_BATCH_LINES": str(MAX_LINES),
         "BUCKET_CREDENTIALS": str(path),
+        "MASTER_KEY": MASTER_KEY,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():

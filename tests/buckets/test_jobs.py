@@ -20,7 +20,6 @@ from lowtide.buckets import remote
 from lowtide.cli.batch_view import facts
 from lowtide.cli.client import submit_url
 from lowtide.core.ids import format_batch_id
-from lowtide.files.index import index_key
 from lowtide.files.service import Upload
 from lowtide.pipeline import exports, imports
 from lowtide.settings import PREFIX
@@ -96,6 +95,35 @@ def test_whole_job_from_bucket_to_bucket(jobs: Jobs) -> None:
         content = jobs.api("GET", f"/v1/files/{body[f'{role}_file_id']}/content").data
         assert jobs.get(f"out/day/{name}_{role}.jsonl") == content
         assert len(content.splitlines()) == {"output": 4, "error": 2}[role]
+
+
+def test_import_with_zero_retention_is_encrypted_and_its_export_is_plain(jobs: Jobs) -> None:
+    jobs.put("in/day/a.jsonl", CONTENT)
+    batch = jobs.create(input_url=INPUT, output_url="s3://bucket/out/", zero_retention=True)
+    assert jobs.batch(batch)["x_lowtide"]["zero_retention"] is True
+    assert jobs.split(batch) == 204
+    file = jobs.batch(batch)["input_file_id"]
+    assert jobs.api("GET", f"/v1/files/{file}").json["x_lowtide"]["zero_retention"] is True
+    assert jobs.api("GET", f"/v1/files/{file}/content").data == CONTENT
+    assert not _stored_in_plain(jobs, b"line-")
+
+    # The batch still reads its input.
+    assert jobs.api("DELETE", f"/v1/files/{file}").status_code == 200
+    jobs.sweep_objects()
+    assert jobs.world.value("SELECT count(*) FROM data_keys") == 2
+    jobs.run(batch)
+    jobs.export(batch)
+    content = jobs.get(f"out/{format_batch_id(batch)}_output.jsonl")
+    assert len(content.splitlines()) == 6
+    assert not _stored_in_plain(jobs, b"line-")
+    jobs.sweep_objects()
+    assert jobs.world.value("SELECT count(*) FROM data_keys WHERE id = :batch", batch=batch) == 1
+    assert jobs.world.value("SELECT count(*) FROM data_keys") == 1
+
+
+def _stored_in_plain(jobs: Jobs, text: bytes) -> list[str]:
+    keys = jobs.api.object_keys()
+    return [key for key in keys if text in (jobs.api.objects / key).read_bytes()]
 
 
 def test_command_submits_url(jobs: Jobs) -> None:
@@ -298,7 +326,7 @@ def test_second_delivery_leaves_running_import_alone(jobs: Jobs, stub: Stub) -> 
         assert jobs.split(batch) == 204
     assert jobs.batch(batch)["status"] == "in_progress"
     (file,) = _files(jobs)
-    assert jobs.api.object_keys() == {file.object_key, index_key(file.object_key)}
+    assert jobs.api.object_keys() == {file.object_key, file.index_key}
 
 
 def test_running_import_does_not_count_as_waiting_for_split(jobs: Jobs) -> None:
@@ -330,9 +358,9 @@ def test_of_two_imports_at_once_one_becomes_the_file(
     assert jobs.split(batch) == 204
     (file,) = _files(jobs)
     assert (file.lines, jobs.batch(batch)["request_counts"]["total"]) == (3, 3)
-    assert jobs.api.object_keys() == {file.object_key, index_key(file.object_key)}
+    assert jobs.api.object_keys() == {file.object_key, file.index_key}
     jobs.sweep_objects()
-    assert jobs.api.object_keys() == {file.object_key, index_key(file.object_key)}
+    assert jobs.api.object_keys() == {file.object_key, file.index_key}
 
 
 def test_cancelled_batch_ends_its_import(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,8 +418,8 @@ def test_killed_import_leaves_one_file_and_no_object_behind(jobs: Jobs, stub: St
     assert jobs.batch(batch)["status"] == "in_progress"
     (file,) = _files(jobs)
     jobs.sweep_objects()
-    kept = {file.object_key, index_key(file.object_key)}
-    assert {key for key in jobs.api.object_keys() if "#" not in key} == kept
+    whole = {key for key in jobs.api.object_keys() if "#" not in key}
+    assert whole == {file.object_key, file.index_key}
     assert jobs.world.rows("SELECT * FROM orphan_objects") == []
 
 

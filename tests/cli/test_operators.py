@@ -21,6 +21,7 @@ UNLIMITED = {
     "queued_requests": None,
     "running_requests": None,
     "batch_retention": None,
+    "zero_retention": False,
 }
 
 
@@ -40,9 +41,11 @@ def _without_id(tenant: dict[str, Any]) -> dict[str, Any]:
 def test_tenant_is_created_and_changed() -> None:
     created = _json("tenants", "create", "acme", "--weight", "2", "--active-batches", "3")
     assert _without_id(created) == UNLIMITED | {"name": "acme", "weight": 2, "active_batches": 3}
-    arguments = ("--requests-per-minute", "60", "--active-batches", "none")
+    arguments = ("--requests-per-minute", "60", "--active-batches", "none", "--zero-retention")
     changed = _json("tenants", "set", "acme", *arguments)
-    expected = UNLIMITED | {"name": "acme", "weight": 2, "requests_per_minute": 60}
+    expected = UNLIMITED | {
+        "name": "acme", "weight": 2, "requests_per_minute": 60, "zero_retention": True
+    }  # fmt: skip
     assert _without_id(changed) == expected
     listed = {tenant["name"]: _without_id(tenant) for tenant in _json("tenants", "list")}
     assert listed == {"acme": expected, "default": UNLIMITED | {"name": "default"}}
@@ -66,6 +69,7 @@ def test_list_prints_table_by_default() -> None:
         "queued requests": "70000",
         "running requests": "none",
         "retention": "none",
+        "zero retention": "off",
     }
 
 

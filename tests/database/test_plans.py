@@ -14,6 +14,7 @@ from lowtide.batches import answer_store, erasure
 from lowtide.batches import store as batches_store
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, new_id
 from lowtide.files import store as files_store
+from lowtide.objects import data_keys
 from lowtide.pipeline import final_store, split_store
 from lowtide.planning.escalation import Move
 from lowtide.queue import claiming, draining
@@ -266,6 +267,24 @@ def test_page_is_read_from_index(loaded: World, resource: str, after: str | None
     assert "Sort" not in _kinds(nodes)
     table = "batches" if resource == "batches" else "files"
     assert _indexes(nodes) & {f"{table}_newest", f"{table}_pkey"}
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_unused_data_keys_are_found_by_id(loaded: World, count: int) -> None:
+    with loaded.database.engine("operator").begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO data_keys (id, tenant_id, wrapped) SELECT gen_random_uuid(), :tenant, 'x' "
+                "FROM generate_series(1, 2000)"
+            ),
+            {"tenant": DEFAULT_TENANT},
+        )
+    with loaded.database.engine("owner").begin() as connection:
+        connection.execute(text("ANALYZE data_keys"))
+    ids = loaded.rows("SELECT id FROM data_keys LIMIT :count", count=count)
+    nodes = plan_nodes(loaded.worker, data_keys.DESTROY_UNUSED, ids=[row.id for row in ids])
+    scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
+    assert scanned == set()
 
 
 @pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])

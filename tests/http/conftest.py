@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -35,6 +36,7 @@ __all__ = ["shared_database", "world"]
 create_app: Any = functions_framework.create_app
 FUNCTIONS = Path(__file__).parents[2] / "functions"
 MAX_FILE_BYTES = 100_000
+MASTER_KEY = b64encode(b"m" * 32).decode()
 MAX_LINES = 50
 
 
@@ -97,6 +99,7 @@ def clients(
     settings = {
         "DATABASE_URL": shared_database.url("api"),
         "API_KEY_PEPPER": PEPPER,
+        "MASTER_KEY": MASTER_KEY,
         "OBJECT_STORE_URL": f"file://{folder}",
         "MAX_FILE_BYTES": str(MAX_FILE_BYTES),
         "MAX_BATCH_LINES": str(MAX_LINES),

@@ -32,7 +32,7 @@ def test_uploaded_file_is_downloaded_unchanged(api: Api) -> None:
     assert file == {
         "id": file["id"], "object": "file", "bytes": len(content), "created_at": file["created_at"],
         "expires_at": file["expires_at"], "filename": "in.jsonl", "purpose": "batch",
-        "status": "processed", "status_details": None,
+        "status": "processed", "status_details": None, "x_lowtide": {"zero_retention": False},
     }  # fmt: skip
     assert api("GET", f"/v1/files/{file['id']}").json == file
     response: Any = api("GET", f"/v1/files/{file['id']}/content")

@@ -13,6 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from lowtide.core.ids import DEFAULT_TENANT, PartId, TenantId, UploadId, new_id
 from lowtide.core.pools import Pool
 from lowtide.database.connections import acting_for
+from lowtide.objects.data_keys import WrappedKey, add_key
+from lowtide.objects.names import DataKeyId
 from lowtide.queue.claims import Returned
 from lowtide.search.indexing import SearchIndexer
 from lowtide.uploads.model import Part, PartedUpload, UploadStatus
@@ -26,6 +28,7 @@ READABLE_BY_API = (
     "files", "batches", "requests", "queue", "claims", "results", "tallies", "request_events",
     "dead_letters", "outbox", "orphan_objects", "request_states", "batch_states", "batch_terms",
     "custom_ids", "search_backlog", "uploads", "upload_parts", "segments", "buckets",
+    "data_keys",
 )  # fmt: skip
 # Workers do not read it; test_usage.py tests it.
 READABLE_BY_API_ALONE = "request_rates"
@@ -64,6 +67,8 @@ def _fill(world: World, tenant: TenantId) -> None:
             text("INSERT INTO buckets VALUES (:tenant, 's3://b/', true, true, 'c', now(), 'op')"),
             {"tenant": tenant},
         )
+    with acting_for(world.api, tenant) as connection:
+        add_key(connection, WrappedKey(DataKeyId(tenant, new_id()), b"wrapped"))
     # The delay keeps these requests from being claimed while the other tenant is filled.
     world.run("UPDATE queue SET available_at = now() + interval '1 h'")
 

@@ -131,6 +131,29 @@ CREATE INDEX batches_exporting ON batches (export_next_at)
 GRANT EXECUTE ON FUNCTION lock_batch_limits(), open_work(), living_workers() TO lowtide_worker;
 """
 
+ZERO_RETENTION = f"""
+-- A data key encrypts an input file, the parts of an upload, or the answers of a batch, whose id it
+-- has. It is wrapped by the master key, which is not in the database. Deleting the row destroys it.
+-- An imported file has another id than the object that the import wrote: file_id.
+CREATE TABLE data_keys (
+  id uuid PRIMARY KEY,
+  tenant_id uuid NOT NULL REFERENCES tenants (id),
+  wrapped bytea NOT NULL,
+  file_id uuid,
+  created_at timestamptz NOT NULL DEFAULT now()
+);
+{isolated("data_keys")}
+GRANT SELECT, INSERT, DELETE ON data_keys TO lowtide_api;
+GRANT SELECT, INSERT, DELETE, UPDATE (file_id) ON data_keys TO lowtide_worker;
+GRANT SELECT, INSERT, DELETE, UPDATE (wrapped) ON data_keys TO lowtide_operator;
+
+ALTER TABLE tenants ADD COLUMN zero_retention boolean NOT NULL DEFAULT false;
+GRANT SELECT (zero_retention) ON tenants TO lowtide_api;
+ALTER TABLE uploads ADD COLUMN zero_retention boolean NOT NULL DEFAULT false;
+ALTER TABLE batches ADD COLUMN zero_retention boolean NOT NULL DEFAULT false;
+"""
+
+
 SEGMENTS_OF_BATCHES = """
 -- Batches of the previous release have one each, which is split. The owner sees every batch.
 ALTER TABLE segments NO FORCE ROW LEVEL SECURITY;
@@ -480,6 +503,7 @@ SCHEMA = (
     ERASURE,
     BUCKETS,
     TRANSFERS,
+    ZERO_RETENTION,
     PARTITIONS,
 )
 
