@@ -20,6 +20,7 @@ FILE = {
     "purpose",
     "status",
     "status_details",
+    "x_lowtide",
 }
 UPLOAD = {
     "id",
@@ -67,7 +68,18 @@ USAGE = {
     "output_tokens_details",
     "total_tokens",
 }
-X_LOWTIDE = {"outcomes", "sla_state", "risk", "deadline", "eta", "pools", "cost"}
+X_LOWTIDE = {
+    "outcomes",
+    "sla_state",
+    "risk",
+    "deadline",
+    "eta",
+    "data_ends_at",
+    "pools",
+    "cost",
+    "export",
+    "zero_retention",
+}
 OUTCOMES = {"queued", "running", "completed", "failed", "dead_lettered", "expired", "cancelled"}
 COST = {"currency", "spot", "dedicated", "total", "all_dedicated"}
 BATCH_ERROR = {"code", "message", "param", "line"}
