@@ -199,7 +199,7 @@ UPLOAD = (
             "Upload a batch file. Each line is validated during the upload.",
             types.File,
             form=_FORM,
-            errors=(413, 415),
+            errors=(409, 413, 415),
         ),
     ),
     Route(

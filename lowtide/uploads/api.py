@@ -140,7 +140,7 @@ ROUTES = (
             "`presigned`, whose parts go to the URLs in `x_lowtide`.",
             types.Upload,
             body=types.CreateUpload,
-            errors=(413, 415),
+            errors=(409, 413, 415),
         ),
     ),
     Route(

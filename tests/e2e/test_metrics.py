@@ -30,6 +30,8 @@ SCHEDULER = ALL | {
     "dedicated_replicas_planned", "scheduler_ticks_total", "scheduler_last_tick_timestamp_seconds",
     "leases_reaped_lines_total", "requests_sla_violated_total", "dead_letters_total",
     "queue_oldest_age_seconds", "workers_alive", "outbox_events", "outbox_oldest_age_seconds",
+    "partition_days", "retention_waiting_bytes", "retention_overdue_batches",
+    "retention_oldest_overdue_seconds",
 }  # fmt: skip
 API = ALL | {"api_requests_total", "api_request_seconds_bucket"}
 # Exported only after a rate limit, a batch at risk, a dead letter, a measured rate or an engine fault.
