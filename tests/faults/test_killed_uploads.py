@@ -8,6 +8,7 @@ import httpx
 import psutil
 import pytest
 
+from lowtide.files.index import index_key
 from lowtide.objects.store import ObstoreObjects
 from tests.conftest import API_KEY
 from tests.e2e.waiting import until
@@ -105,12 +106,13 @@ def sweep(world: World, folder: Path) -> None:
 
 
 def check_file(world: World, folder: Path, completed: dict[str, Any]) -> None:
-    """Assert that the file is all that stays, with every byte."""
+    """Assert that the file and its index are all that stays, with every byte."""
     assert completed["file"]["status"] == "processed"
     sweep(world, folder)
-    (path,) = [path for path in folder.rglob("*") if path.is_file()]
-    assert path.name == completed["file"]["id"].removeprefix("file-")
-    assert path.read_bytes() == CONTENT
+    key = f"files/{completed['file']['id'].removeprefix('file-')}"
+    paths = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert paths == {key, index_key(key)}
+    assert (folder / key).read_bytes() == CONTENT
 
 
 def test_part_that_was_cut_by_kill_is_sent_again(
