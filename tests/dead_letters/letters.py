@@ -49,7 +49,10 @@ def batch_of_lines(
     with store.open_writer(file.object_key) as writer:
         writer.write(b"\n".join(lines))
     batch = world.new_batch(tenant, input_file=file.id, **changes)
-    Splitter(world.splits, store, Limits(), WaitingPublisher(Sink(), world.outbox)).split(batch)
+    splitter = Splitter(world.splits, store, Limits(), WaitingPublisher(Sink(), world.outbox))
+    splitter.split(batch)
+    for segment in world.rows("SELECT number FROM segments WHERE split_at IS NULL"):
+        splitter.split_segment(batch, segment.number)
     assert world.row(batch).status == "in_progress"
     return batch
 
