@@ -208,11 +208,15 @@ def test_requests_count_as_the_most_that_the_size_allows_until_they_are_read(
     body = {"endpoint": "/v1/embeddings", "completion_window": "24h"}
     limit = MAX_LINES - 1
     _rows(world, "UPDATE tenants SET max_queued_lines = :limit", limit=limit)
-    refused = api("POST", "/v1/batches", json=body | {"input_file_id": large["id"]})
-    assert refused.status_code == 400
-    assert str(MAX_LINES) in refused.json["error"]["message"]
-    accepted = api("POST", "/v1/batches", json=body | {"input_file_id": small["id"]})
-    assert accepted.status_code == 200
+    try:
+        refused = api("POST", "/v1/batches", json=body | {"input_file_id": large["id"]})
+        assert refused.status_code == 400
+        assert str(MAX_LINES) in refused.json["error"]["message"]
+        accepted = api("POST", "/v1/batches", json=body | {"input_file_id": small["id"]})
+        assert accepted.status_code == 200
+    finally:
+        # Emptying the database leaves the tenant.
+        _rows(world, "UPDATE tenants SET max_queued_lines = NULL")
 
 
 @pytest.mark.usefixtures("bucket")

@@ -445,7 +445,7 @@ def test_a_rerun_of_zero_retention_has_it_too(stage: Stage) -> None:
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut files into segments of 3 requests."""
-    monkeypatch.setattr(index, "SegmentSize", lambda: SegmentSize(max_lines=3))
+    monkeypatch.setattr(index, "SegmentSize", lambda *_: SegmentSize(max_lines=3))
 
 
 @pytest.mark.usefixtures("small_segments")
@@ -479,7 +479,7 @@ def test_a_batch_of_several_segments_is_encrypted_and_read_by_range(stage: Stage
 def test_files_outlive_the_records_of_their_orphans_but_not_their_batch(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, lines: int
 ) -> None:
-    monkeypatch.setattr(index, "SegmentSize", lambda: SegmentSize(max_lines=lines))
+    monkeypatch.setattr(index, "SegmentSize", lambda *_: SegmentSize(max_lines=lines))
     file, batch = run_batch(stage, sealed=True)
     stage.finalize(batch)
     stage.an_hour_later()
