@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COMPONENTS = {
     *(("function", name) for name in ("upload", "create_batch", "read")),
     *(("function", name) for name in ("split", "finalize", "schedule", "infer_spot")),
-    *(("sent", type_.value) for type_ in EventType),
+    *(("sent", type_.value) for type_ in EventType if type_.startswith("dev.lowtide.batch.")),
     *(("delivered", type_) for type_ in (EventType.BATCH_CREATED, EventType.BATCH_DRAINED, TICK)),
     ("engine", "spot"),
 }
