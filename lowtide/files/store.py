@@ -70,7 +70,7 @@ ON CONFLICT DO NOTHING
 """)
 _REMOVE_ORPHANS = text("DELETE FROM orphan_objects WHERE object_key = ANY(:keys)")
 # A longer upload is lost: the scheduler deletes its object as an orphan.
-_LONGEST_UPLOAD_SECONDS = 6 * 3600
+LONGEST_UPLOAD_SECONDS = 6 * 3600
 
 
 def add_file(connection: Connection, file: StoredFile) -> None:
@@ -138,7 +138,7 @@ class FileStore:
         self,
         tenant: TenantId,
         *object_keys: str,
-        seconds: float = _LONGEST_UPLOAD_SECONDS,
+        seconds: float = LONGEST_UPLOAD_SECONDS,
         data_key: WrappedKey | None = None,
     ) -> None:
         """Record objects as orphans before they are written, so that a crash cannot leak them.

@@ -14,7 +14,13 @@ from lowtide.database.connections import begin
 from lowtide.events.model import EventType, segment_event
 from lowtide.events.outbox import add_event, trace_of
 from lowtide.files.index import index_key
-from lowtide.files.store import encode_segments, segments_of
+from lowtide.files.store import (
+    LONGEST_UPLOAD_SECONDS,
+    add_orphans,
+    encode_segments,
+    remove_orphans,
+    segments_of,
+)
 from lowtide.queue.draining import note_drained
 from lowtide.search.indexing import enqueue
 
@@ -82,16 +88,11 @@ UPDATE batches SET nudged_at = now() WHERE id = :batch AND status IN ('validatin
 _IS_INDEXED = text("""
 SELECT 1 FROM files WHERE id = :file AND object_key = :input_key AND index_key IS NOT NULL FOR SHARE
 """)
-_EXPECT_INDEX = text("""
-INSERT INTO orphan_objects (object_key, tenant_id, due_at)
-VALUES (:key, :tenant, now() + interval '6 hours') ON CONFLICT DO NOTHING
-""")
 _RECORD_INDEX = text("""
 UPDATE files SET status = 'processed', status_details = NULL, endpoint = :endpoint, lines = :lines,
   model = :model, index_key = :key, segments = cast(:segments AS jsonb)
 WHERE id = :file AND object_key = :input_key
 """)
-_REMOVE_ORPHAN = text("DELETE FROM orphan_objects WHERE object_key = :key")
 # COPY cannot write to a table with row-level security, hence the detour.
 _INCOMING = text("""
 CREATE TEMPORARY TABLE incoming (
@@ -345,7 +346,7 @@ class SplitStore:
         with begin(self._engine) as connection:
             if connection.execute(_IS_INDEXED, parameters).one_or_none() is None:
                 key = index_key(job.input_key)
-                connection.execute(_EXPECT_INDEX, {"key": key, "tenant": job.tenant})
+                add_orphans(connection, job.tenant, [key], LONGEST_UPLOAD_SECONDS)
 
     def record_index(self, job: SplitJob, index: Index) -> None:
         """Record the index and the result of the checks, unless the file is deleted.
@@ -364,7 +365,7 @@ class SplitStore:
         }
         with begin(self._engine) as connection:
             if connection.execute(_RECORD_INDEX, parameters).rowcount == 1:
-                connection.execute(_REMOVE_ORPHAN, {"key": key})
+                remove_orphans(connection, [key])
 
     def drain(self, batch: BatchId) -> tuple[Event, ...]:
         """Drain a batch that ended before all its segments were split, if this was the last one.
