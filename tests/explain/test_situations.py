@@ -244,6 +244,19 @@ def test_constructed_factor_is_named(world: World, name: str) -> None:
     assert operator.explain(None, batch).limiting.factor is situation.factor
 
 
+def _claims_of_others(world: World) -> None:
+    """Let another tenant run enough requests that no plan reads all claims."""
+    batch = world.batch(1000, tenant=tenant_with(world, "other"))
+    world.run(
+        """INSERT INTO claims
+           SELECT batch_id, tenant_id, batch_id, now(), now(), now(), line, 1, 0, 0, false, 'spot'
+           FROM requests WHERE batch_id = :batch""",
+        batch=batch,
+    )
+    with world.database.engine("owner").begin() as connection:
+        connection.exec_driver_sql("ANALYZE claims, queue")
+
+
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
@@ -260,6 +273,7 @@ def test_facts_are_read_by_index(world: World, statement: str, index: str) -> No
         "model": "m", "lines": store.sample_of(200),
     }  # fmt: skip
     bound = {name: value for name, value in parameters.items() if f":{name}" in statement}
+    _claims_of_others(world)
     nodes = plan_nodes(world.database.engine("operator"), statement, **bound)
     assert index in {node.get("Index Name") for node in nodes}
     large = {"requests", "results", "queue", "claims", "batches", "request_events"}

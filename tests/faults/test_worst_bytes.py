@@ -342,7 +342,10 @@ def test_portal_stays_within_memory_limit(
         drained_batch(world, store, [longest_line(n + 1) for n in range(2)], dead_letter=True)
     )
     portal = start_portal(
-        shared_database.url("operator"), api.url, LOWTIDE_OBJECT_STORE_URL=f"file://{folder}"
+        shared_database.url("operator"),
+        api.url,
+        LOWTIDE_OBJECT_STORE_URL=f"file://{folder}",
+        **environment_of("portal"),
     )
     paths = [
         f"/batches/{batch}",

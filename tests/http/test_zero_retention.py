@@ -18,8 +18,6 @@ from lowtide.batches.erasure import Eraser
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, parse_batch_id, parse_file_id
 from lowtide.core.pools import Pool
 from lowtide.engines.outcomes import Answered, Unanswered, Usage
-from lowtide.files import index
-from lowtide.files.index import SegmentSize
 from lowtide.objects.data_keys import destroy_keys
 from lowtide.settings import Settings
 from lowtide.tenants.sign_in import Principal, Role
@@ -442,14 +440,10 @@ def test_a_rerun_of_zero_retention_has_it_too(stage: Stage) -> None:
     )
 
 
-@pytest.fixture
-def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut files into segments of 3 requests."""
-    monkeypatch.setattr(index, "SegmentSize", lambda *_: SegmentSize(max_lines=3))
-
-
-@pytest.mark.usefixtures("small_segments")
-def test_a_batch_of_several_segments_is_encrypted_and_read_by_range(stage: Stage) -> None:
+def test_a_batch_of_several_segments_is_encrypted_and_read_by_range(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.api.override(monkeypatch, "upload", segment_lines=3)
     _, batch = run_batch(stage, sealed=True)
     stage.finalize(batch)
     assert stage.world.value("SELECT count(*) FROM segments") == 3
@@ -479,7 +473,7 @@ def test_a_batch_of_several_segments_is_encrypted_and_read_by_range(stage: Stage
 def test_files_outlive_the_records_of_their_orphans_but_not_their_batch(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, lines: int
 ) -> None:
-    monkeypatch.setattr(index, "SegmentSize", lambda *_: SegmentSize(max_lines=lines))
+    stage.api.override(monkeypatch, "upload", segment_lines=lines)
     file, batch = run_batch(stage, sealed=True)
     stage.finalize(batch)
     stage.an_hour_later()

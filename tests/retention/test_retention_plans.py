@@ -17,7 +17,10 @@ from tests.worlds import World, emptied
 if TYPE_CHECKING:
     from tests.conftest import Database
 
-BIG = {"batches", "tallies", "requests", "results", "custom_ids", "dead_letters", "request_events"}
+BIG = {
+    "batches", "batch_terms", "segments", "tallies", "requests", "results", "custom_ids",
+    "dead_letters", "request_events",
+}  # fmt: skip
 BATCHES, LINES = 20_000, 4000
 
 
@@ -37,6 +40,9 @@ def loaded(shared_database: Database) -> World:
            FROM generate_series(1, :batches) n""",
         """INSERT INTO tallies (batch_id, tenant_id, lease_id, pool)
            SELECT id, tenant_id, gen_random_uuid(), 'spot' FROM batches""",
+        """INSERT INTO segments
+             (batch_id, number, tenant_id, first_line, lines, index_start, index_end)
+           SELECT id, 1, tenant_id, 1, 1, 0, 1 FROM batches""",
         """INSERT INTO requests (batch_id, line, tenant_id, start, length, custom_id)
            SELECT b.id, n, :tenant, n, 1, b.id || '-' || n
            FROM (SELECT id FROM batches ORDER BY id DESC LIMIT 5) b, generate_series(1, :lines) n""",
@@ -49,6 +55,10 @@ def loaded(shared_database: Database) -> World:
            SELECT tenant_id, batch_id, line, 'retried', 'spot' FROM requests""",
     ):
         world.run(statement, **values)
+    with shared_database.engine("operator").begin() as connection:
+        connection.execute(
+            text("INSERT INTO batch_terms SELECT id, tenant_id, 'name', 'n' FROM batches")
+        )
     with shared_database.engine("owner").begin() as connection:
         connection.execute(text(f"ANALYZE {analyzed(connection, BIG)}"))
     return world
