@@ -115,9 +115,11 @@ UPDATE batches SET status = 'in_progress', in_progress_at = now(), nudged_at = n
   total = :total, model = :model
 WHERE id = :batch AND status = 'validating'
 """)
+# The copy takes seconds, hence not now(), which is when it began.
 _ADD_SEGMENTS = text("""
 INSERT INTO segments (batch_id, number, tenant_id, first_line, lines, index_start, index_end, split_at)
-SELECT :batch, number, :tenant, first_line, lines, start, "end", CASE WHEN number = 1 THEN now() END
+SELECT :batch, number, :tenant, first_line, lines, start, "end",
+  CASE WHEN number = 1 THEN clock_timestamp() END
 FROM json_to_recordset(cast(:segments AS json)) AS s (
   number integer, first_line integer, lines integer, start bigint, "end" bigint)
 """)
@@ -135,7 +137,7 @@ SELECT 1 FROM batches
 WHERE id = :batch AND status = 'in_progress' AND drained_at IS NULL AND NOT expiring FOR SHARE
 """)
 _IS_SPLIT = text(
-    "UPDATE segments SET split_at = now() WHERE batch_id = :batch AND number = :number"
+    "UPDATE segments SET split_at = clock_timestamp() WHERE batch_id = :batch AND number = :number"
 )
 _REJECT = text("""
 UPDATE batches SET status = 'failed', failed_at = now(), errors = cast(:errors AS jsonb)

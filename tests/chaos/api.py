@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _PATIENCE = 240.0
 _RETRYABLE = {408, 429, 500, 502, 503, 504}
@@ -54,6 +55,38 @@ class Api:
         )
         file: str = response.json()["id"]
         return file
+
+    def upload_parts(self, pieces: Sequence[bytes], order: Sequence[int]) -> str:
+        """Upload a batch file in parts, sent in `order`; return its id."""
+        about = {
+            "purpose": "batch", "filename": "input.jsonl", "mime_type": "application/jsonl",
+            "bytes": sum(map(len, pieces)),
+        }  # fmt: skip
+        upload = self._json(lambda: self._client.post("/uploads", json=about))["id"]
+        parts = {
+            number: self._json(
+                partial(
+                    self._client.post,
+                    f"/uploads/{upload}/parts",
+                    files={"data": ("part", pieces[number])},
+                )
+            )["id"]
+            for number in order
+        }
+        body = {"part_ids": [parts[number] for number in range(len(pieces))]}
+        complete = self._json(lambda: self._client.post(f"/uploads/{upload}/complete", json=body))
+        file: str = complete["file"]["id"]
+        return file
+
+    def delete(self, file: str | None) -> None:
+        """Delete a file, unless it is gone already."""
+        if file is None:
+            return
+        try:
+            self._retry(lambda: self._client.delete(f"/files/{file}"))
+        except RefusedError as error:
+            if error.status != 404:
+                raise
 
     def create(self, file: str, endpoint: str, window: str, key: str) -> dict[str, Any]:
         """Create a batch idempotently."""

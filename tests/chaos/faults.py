@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from tests.chaos import events, inputs
+from tests.chaos import events, inputs, lifecycle
 from tests.chaos.schedule import kind_of
 from tests.e2e.waiting import until
 
@@ -67,6 +67,7 @@ class Injector:
             "event": self._event,
             "input": self._input,
             "batch": self._batch,
+            "data": self._data,
         }
 
     def inject(self, fault: Fault) -> None:
@@ -316,6 +317,21 @@ class Injector:
         time.sleep(fault.pick % 20 / 10)
         tenant.api.cancel(batch.id)
         return batch.id
+
+    def _data(self, fault: Fault) -> str:
+        tenant = self._tenant(fault)
+        match fault.kind.partition(".")[2]:
+            case "parts":
+
+                def upload(data: bytes) -> str:
+                    return lifecycle.upload_in_parts(tenant, data, fault.pick)
+
+                return self.workload.submit(tenant, "plain", upload=upload).id
+            case "delete":
+                return lifecycle.delete(self.workload, tenant).id
+            case "outlive":
+                return lifecycle.end_retention(self.system, self.workload, tenant).id
+        return lifecycle.add_past_partitions(self.system, 2 + fault.pick % 300)
 
     def _event(self, fault: Fault) -> str:
         how = fault.kind.partition(".")[2]

@@ -36,7 +36,7 @@ SETTINGS = {
 Batches have several segments.
 """
 _AT_ONCE = 24
-_SENDERS = {"object", "event", "input", "batch"}
+_SENDERS = {"object", "event", "input", "batch", "data"}
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def run(plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Report:
             injector,
             observer,
             findings,
-            judge(workload, system.stack, observer, findings, system.executions),
+            judge(workload, system, observer, findings),
             tenants,
         )
         keep = plan.keep or not report.is_clean

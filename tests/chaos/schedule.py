@@ -106,6 +106,10 @@ KINDS: tuple[Kind, ...] = (
     Kind("batch.cancel", 4),
     Kind("batch.expire", 1),
     Kind("batch.poison", 3, ("500", "400")),
+    Kind("data.parts", 3),
+    Kind("data.delete", 3),
+    Kind("data.outlive", 2),
+    Kind("data.partitions", 2),
 )
 _BY_NAME = {kind.name: kind for kind in KINDS}
 

@@ -11,11 +11,13 @@ import sysconfig
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 from lowtide.local import files
 from lowtide.local.database import Cluster
@@ -29,7 +31,7 @@ from tests.e2e.waiting import until
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _WEED_SERVICES = ("master", "volume", "filer", "s3")
 _START_WITHIN = 240.0
@@ -128,6 +130,19 @@ class S3Server:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()
             return False
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys of all objects of the bucket."""
+        token = ""
+        while True:
+            query = urllib.parse.urlencode({"list-type": 2, "continuation-token": token})
+            url = f"http://{HOST}:{self.port}/bucket?{query}"
+            with urllib.request.urlopen(url, timeout=30) as response:
+                page = ElementTree.fromstring(response.read())  # noqa: S314 - our own server
+            yield from (found.text or "" for found in page.iterfind("{*}Contents/{*}Key"))
+            token = page.findtext("{*}NextContinuationToken", "")
+            if not token:
+                return
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server."""

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests import oracle
+from tests.chaos import lifecycle
 from tests.chaos.exchange import check_answer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.chaos.observer import Findings, Observer
+    from tests.chaos.system import System
     from tests.chaos.workload import Batch, Workload
     from tests.e2e.stacks import LocalStack
     from tests.oracle import Outcome
@@ -26,6 +28,8 @@ MAX_IDLE_RATE = 100.0
 """Maximum transactions per second of an idle system."""
 _FINAL_STATUSES = {
     "plain": {"completed"},
+    "deleted": {"completed"},
+    "outlived": {"completed"},
     "poison": {"completed"},
     "victim": {"completed", "failed"},
     "cancel": {"completed", "cancelled"},
@@ -63,9 +67,7 @@ def wait_until_over(workload: Workload, findings: Findings, within: float) -> fl
     return time.monotonic() - began
 
 
-def judge(
-    workload: Workload, stack: LocalStack, observer: Observer, findings: Findings, log: Path
-) -> Verdict:
+def judge(workload: Workload, system: System, observer: Observer, findings: Findings) -> Verdict:
     """Check every invariant of batches, leases, events and the database."""
     verdict = Verdict()
     batches = [batch for batch in workload.all() if batch.is_over]
@@ -75,14 +77,15 @@ def judge(
             verdict.requests += one.requests
             verdict.failed += one.failed
             verdict.innocent += one.innocent
-    executions = read_executions(log)
+    executions = read_executions(system.executions)
     verdict.executions = len(executions)
     findings.hold("leases", lambda: oracle.check_single_lease(executions, observer.leases))
     findings.hold(
         "events",
         lambda: oracle.check_rate(observer.event_writes, MAX_EVENTS_PER_SECOND, "writes of events"),
     )
-    _judge_database(stack, observer, findings)
+    _judge_database(system.stack, observer, findings)
+    lifecycle.judge(system, workload, findings)
     return verdict
 
 
@@ -119,7 +122,9 @@ def _judge_batch(batch: Batch, findings: Findings) -> Verdict:
         return verdict
     api = batch.tenant.api
     try:
-        output, errors = (api.content(final[f"{role}_file_id"]) for role in ("output", "error"))
+        output, errors = batch.contents or (
+            api.content(final[f"{role}_file_id"]) for role in ("output", "error")
+        )
     except Exception as error:  # noqa: BLE001
         findings.report("content", f"{about}: {error!r}")
         return verdict

@@ -33,7 +33,7 @@ class Tenant:
 class Batch:
     """A batch of the run; `purpose` defines its allowed outcomes:
 
-    `plain`: completed; `poison`: some requests fail; `victim`: its input breaks; `cancel` and
+    `plain`, `deleted` and `outlived`: completed, whatever happens to its files later; `poison`: some requests fail; `victim`: its input breaks; `cancel` and
     `expire`: it may end that way; `bad`: it must fail or be refused.
     """
 
@@ -44,6 +44,8 @@ class Batch:
     id: str = ""
     file: str = ""
     refused: str = ""
+    contents: tuple[bytes, bytes] | None = None
+    """The output and error file, if they were read before their end."""
     states: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -101,6 +103,7 @@ class Workload:
         poison: Sequence[int] = (),
         window: str = "24h",
         size: int | None = None,
+        upload: Callable[[bytes], str] | None = None,
         before: Callable[[Batch], None] = lambda _: None,
     ) -> Batch:
         """Upload a file and create its batch; the first requests get the statuses of `poison`.
@@ -114,7 +117,7 @@ class Workload:
         statuses = [*poison, *[200] * (number - len(poison))]
         requests = [Request(f"{name}/{n}", status) for n, status in enumerate(statuses, start=1)]
         batch = Batch(tenant, purpose, requests, input_file(requests))
-        batch.file = tenant.api.upload(batch.source)
+        batch.file = (upload or tenant.api.upload)(batch.source)
         before(batch)
         created = tenant.api.create(batch.file, ENDPOINT, window, key=f"chaos-{name}")
         batch.id = created["id"]
