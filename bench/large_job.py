@@ -1,13 +1,13 @@
-"""One batch of millions of requests through the real functions, beside one of 50,000.
+"""One batch of millions of requests through the real functions, beside many of 50,000.
 
-    python -m bench.large_job [--lines 5000000] [--line-bytes 200]
+    python -m bench.large_job [--lines 5000000] [--small 20] [--line-bytes 220]
 
-`lowtide up` with the no-op engine and two spot workers. The small batch runs from zero workers, then
-warm, then the large one, then the small one again: the better of the two warm runs is the
-reference. Both files are uploaded in parts by the official client. Prints, for each batch, the rates
-of upload, split, drain and finalize, the time to its first running request, the size of the database
-(before, the largest, after), and the peak resident memory of every process. Ends with one JSON line;
-exits with 1 if a figure misses its bar.
+`lowtide up` with the no-op engine and two spot workers. Twenty batches of 50,000 are the reference.
+Their steps run apart, as do those of the large batch: the pools are paused until all is split. Then
+the large batch runs again as a user would run it, with split and workers side by side. The files are
+uploaded in parts by the official client. Prints the rates of split, drain and finalize, the time to
+the first running request, the size of the database (before, the largest, after), and the peak
+resident memory of every process. Ends with one JSON line; exits with 1 if a figure misses its bar.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from sqlalchemy import text
 from bench.batch_files import write_batch_file
 from bench.stage import peak_megabytes
 from lowtide.cli.client import open_client
+from lowtide.cli.pools import pause_pool, resume_pool
+from lowtide.core.pools import Pool
 from lowtide.database.connections import connect
 from lowtide.local import runtime
 from lowtide.local.options import Options
@@ -37,7 +39,7 @@ from lowtide.local.ports import free_port
 
 if TYPE_CHECKING:
     from openai import OpenAI
-    from sqlalchemy import Engine
+    from sqlalchemy import Engine, TextClause
 
 SMALL = 50_000
 RATIO_BAR, MEMORY_BAR_MB, FIRST_BAR_S = 0.8, 300, 5.0
@@ -54,12 +56,23 @@ SETTINGS = {
     "LOWTIDE_LOG_FORMAT": "text",
 }
 TIMES = text("""
-SELECT extract(epoch FROM min(r.started_at) - b.created_at) AS first,
-  extract(epoch FROM (SELECT max(split_at) FROM segments WHERE batch_id = b.id) - b.created_at) AS split,
-  extract(epoch FROM max(r.finished_at) - min(r.started_at)) AS drain,
-  extract(epoch FROM b.completed_at - b.drained_at) AS finalize
-FROM batches b JOIN results r ON r.batch_id = b.id WHERE b.id = :batch GROUP BY b.id
+SELECT extract(epoch FROM min(started) - min(created_at)) AS first,
+  extract(epoch FROM max(split) - min(created_at)) AS split,
+  extract(epoch FROM max(finished) - min(started)) AS drain,
+  sum(extract(epoch FROM completed_at - drained_at)) / count(*) AS finalize,
+  extract(epoch FROM max(completed_at) - min(created_at)) AS total
+FROM batches b
+CROSS JOIN LATERAL (SELECT max(split_at) AS split FROM segments WHERE batch_id = b.id) s
+CROSS JOIN LATERAL (
+  SELECT min(started_at) AS started, max(finished_at) AS finished FROM results
+  WHERE batch_id = b.id) r
+WHERE id = ANY(cast(:batches AS uuid[]))
 """)
+TO_SPLIT = text("""
+SELECT count(*) FROM batches b WHERE id = ANY(cast(:batches AS uuid[])) AND (
+  status = 'validating' OR EXISTS (SELECT FROM segments WHERE batch_id = b.id AND split_at IS NULL))
+""")
+ENDED = {"completed", "failed", "expired", "cancelled"}
 SIZE = text("SELECT pg_database_size(current_database())")
 
 
@@ -90,37 +103,71 @@ class Peaks:
         self.memory[name] = max(self.memory.get(name, 0.0), round(peak, 1))
 
 
-def run(client: OpenAI, database: Engine, path: Path, lines: int) -> dict[str, Any]:
-    """Run one batch; rates are in requests per second."""
-    began = time.perf_counter()
-    upload = client.uploads.upload_file_chunked(
-        file=path, mime_type="application/jsonl", purpose="batch", part_size=PART_BYTES
-    )
-    assert upload.file is not None, upload
-    uploaded = time.perf_counter() - began
-    batch = client.batches.create(
-        input_file_id=upload.file.id, endpoint="/v1/chat/completions", completion_window="24h"
-    )
-    while batch.status not in {"completed", "failed", "expired", "cancelled"}:
-        time.sleep(0.1)
-        batch = client.batches.retrieve(batch.id)
-    assert batch.status == "completed", batch
-    assert batch.request_counts is not None
-    assert batch.request_counts.completed == lines, batch.request_counts
-    with database.begin() as connection:
-        row = connection.execute(TIMES, {"batch": batch.id.removeprefix("batch_")}).one()
-    return {
-        "lines": lines,
-        "first_s": round(float(row.first), 2),
-        "upload": round(lines / uploaded),
-        "split": round(lines / float(row.split)),
-        "drain": round(lines / float(row.drain)),
-        "finalize": round(lines / float(row.finalize)),
-        "upload_mb_s": round(path.stat().st_size / uploaded / 1e6),
-    }
+@dataclass(frozen=True)
+class Stack:
+    """A running stack with its client and its database."""
+
+    folder: Path
+    client: OpenAI
+    database: Engine
+
+    def size(self) -> int:
+        """Return the size of the database in bytes."""
+        with self.database.begin() as connection:
+            return int(connection.execute(SIZE).scalar_one())
+
+    def upload(self, path: Path) -> str:
+        """Upload a file in parts."""
+        upload = self.client.uploads.upload_file_chunked(
+            file=path, mime_type="application/jsonl", purpose="batch", part_size=PART_BYTES
+        )
+        assert upload.file is not None, upload
+        return upload.file.id
+
+    def run(self, file: str, lines: int, batches: int = 1, *, apart: bool = True) -> dict[str, Any]:
+        """Run batches of one file; rates are in requests per second.
+
+        Each step waits for the one before if they run `apart`.
+        """
+        if apart:
+            for pool in Pool:
+                pause_pool(pool, self.folder)
+        ids = [
+            self.client.batches.create(
+                input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
+            ).id
+            for _ in range(batches)
+        ]
+        named = {"batches": [batch.removeprefix("batch_") for batch in ids]}
+        if apart:
+            while self._row(TO_SPLIT, named)[0]:
+                time.sleep(0.1)
+            for pool in Pool:
+                resume_pool(pool, self.folder)
+        for batch in ids:
+            while (state := self.client.batches.retrieve(batch)).status not in ENDED:
+                time.sleep(0.2)
+            assert state.status == "completed", state
+            assert state.request_counts is not None
+            assert state.request_counts.completed == lines, state.request_counts
+        row = self._row(TIMES, named)
+        whole = lines * batches
+        return {
+            "lines": lines,
+            "batches": batches,
+            "first_s": round(float(row.first), 2),
+            "split": round(whole / float(row.split)),
+            "drain": round(whole / float(row.drain)),
+            "finalize": round(lines / float(row.finalize)),
+            "total": round(whole / float(row.total)),
+        }
+
+    def _row(self, statement: TextClause, values: dict[str, Any]) -> Any:
+        with self.database.begin() as connection:
+            return connection.execute(statement, values).one()
 
 
-def measure(folder: Path, lines: int, line_bytes: int) -> dict[str, Any]:
+def measure(folder: Path, lines: int, batches: int, line_bytes: int) -> dict[str, Any]:
     """Run the batches of both sizes on one stack."""
     small, large = folder / "small.jsonl", folder / "large.jsonl"
     write_batch_file(small, SMALL, line_bytes)
@@ -130,44 +177,44 @@ def measure(folder: Path, lines: int, line_bytes: int) -> dict[str, Any]:
     status = runtime.up_detached(options)
     split = next(process for process in status.processes if process.name.startswith("split"))
     database = connect(psutil.Process(split.pid).environ()["LOWTIDE_DATABASE_URL"], pool_size=2)
+    stack = Stack(options.data_dir, open_client(status.base_url, status.api_key), database)
     peaks = Peaks(status.pid, database)
+    watcher = threading.Thread(target=peaks.watch)
     try:
-        client = open_client(status.base_url, status.api_key)
-        run(client, database, small, SMALL)
-        before = run(client, database, small, SMALL)
-        with database.begin() as connection:
-            size = connection.execute(SIZE).scalar_one()
-        watcher = threading.Thread(target=peaks.watch)
+        file = stack.upload(small)
+        stack.run(file, SMALL, apart=False)
+        found = {"alone": stack.run(file, SMALL), "small": stack.run(file, SMALL, batches)}
+        size = stack.size()
         watcher.start()
-        found = run(client, database, large, lines)
+        began = time.perf_counter()
+        file = stack.upload(large)
+        upload_mb_s = round(large.stat().st_size / (time.perf_counter() - began) / 1e6)
+        found["large"] = stack.run(file, lines)
+        found["as a user"] = stack.run(file, lines, apart=False)
         peaks.stopped.set()
         watcher.join()
-        with database.begin() as connection:
-            after_size = connection.execute(SIZE).scalar_one()
-        after = run(client, database, small, SMALL)
+        sizes = [round(each / 1e6) for each in (size, peaks.size, stack.size())]
     finally:
         peaks.stopped.set()
         database.dispose()
         runtime.down(options.data_dir)
-    return {
-        "small": [before, after],
-        "large": found,
-        "peak_mb": dict(sorted(peaks.memory.items())),
-        "database_mb": [round(size / 1e6) for size in (size, peaks.size, after_size)],
-    }
+    peak_mb = dict(sorted(peaks.memory.items()))
+    return {**found, "upload_mb_s": upload_mb_s, "peak_mb": peak_mb, "database_mb": sizes}
 
 
 def missed(found: dict[str, Any]) -> list[str]:
     """Return the figures that miss their bars."""
     problems = []
     for step in ("split", "drain", "finalize"):
-        reference = max(run[step] for run in found["small"])
+        reference = found["small"][step]
         ratio = found["large"][step] / reference
         print(f"{step}: {found['large'][step]} requests/s, {ratio:.2f} of {reference}")
         if ratio < RATIO_BAR:
             problems.append(f"{step} at {ratio:.2f} of the small batch, below {RATIO_BAR}")
-    if found["large"]["first_s"] > FIRST_BAR_S:
-        problems.append(f"first request after {found['large']['first_s']} s, over {FIRST_BAR_S}")
+    first = found["as a user"]["first_s"]
+    print(f"as a user: {found['as a user']['total']} requests/s, the first request after {first} s")
+    if first > FIRST_BAR_S:
+        problems.append(f"first request after {first} s, over {FIRST_BAR_S}")
     problems += [
         f"{name} took {peak} MB, over {MEMORY_BAR_MB}"
         for name, peak in found["peak_mb"].items()
@@ -180,18 +227,18 @@ def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--lines", type=int, default=5_000_000, help="requests of the large batch")
+    parser.add_argument("--small", type=int, default=20, help=f"batches of {SMALL} requests")
     parser.add_argument("--line-bytes", type=int, default=220, help="bytes of each request")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-large-"))
     try:
-        found = measure(folder, given.lines, given.line_bytes)
+        found = measure(folder, given.lines, given.small, given.line_bytes)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     problems = missed(found)
     for name, peak in found["peak_mb"].items():
         print(f"{name}: {peak} MB")
     print(f"database: {found['database_mb']} MB before, at most, and after")
-    print(f"first request of the large batch: {found['large']['first_s']} s after its creation")
     print(json.dumps({**found, "missed": problems}))
     sys.exit(bool(problems))
 

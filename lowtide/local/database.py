@@ -110,6 +110,7 @@ SETTINGS: Mapping[str, str] = {
     "shared_buffers": "256MB",
     "wal_compression": "on",
     "max_wal_size": "2GB",
+    "autovacuum_naptime": "5s",
     "checkpoint_timeout": "15min",
     "log_checkpoints": "off",
     "log_line_prefix": "",
