@@ -202,7 +202,9 @@ class Settings(BaseSettings):
         "waits for it: Knative's default broker responds only after the subscriber has.",
     )
 
-    max_file_bytes: int = Field(default=200_000_000, gt=0, description="Max upload size, in bytes.")
+    max_file_bytes: int = Field(
+        default=200_000_000, gt=0, le=80_000_000_000, description="Max upload size, in bytes."
+    )
     file_expiry: WholeSeconds = Field(
         default=2_592_000, gt=0, description="Time that an uploaded file is kept."
     )
