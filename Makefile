@@ -75,9 +75,6 @@ bench-import: $(VENV)/.local ## Print each function's cold start: import time an
 bench-ingest: $(VENV)/.dev ## Measure upload, validation, split and finalize against their references
 	@$(BIN)/python -m bench.ingest
 
-bench-segments: $(VENV)/.dev ## Measure a batch of a million requests: upload, split by segment, memory
-	@$(BIN)/python -m bench.segments
-
 bench-queue: $(VENV)/.bench ## Measure requests claimed and completed per second against COPY and PGQueuer
 	@$(BIN)/python -m bench.queue
 
@@ -105,7 +102,7 @@ bench-search: $(VENV)/.dev ## Measure searches at a million requests, p50 and p9
 bench-retention: $(VENV)/.dev ## Measure the database with and after twenty batches, and what their end costs
 	@$(BIN)/python -m bench.retention
 
-bench-large-job: $(VENV)/.dev ## Measure one batch of 5,000,000 requests through the functions, beside one of 50,000
+bench-large-job: $(VENV)/.dev ## Measure one batch of 5,000,000 requests through the functions, beside twenty of 50,000
 	@$(BIN)/python -m bench.large_job
 
 bench-scheduler: $(VENV)/.dev ## Simulate the cost of deadlines on recorded spot markets: TRACES=folder
@@ -136,4 +133,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt again from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow azurite chaos conformance check fmt house bench-import bench-ingest bench-segments bench-queue bench-job bench-storm bench-engines bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow azurite chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-storm bench-engines bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean
