@@ -6,6 +6,7 @@ import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import (
@@ -18,7 +19,7 @@ from obstore.exceptions import (
 
 from lowtide.buckets.model import DEFAULT_CREDENTIALS, BucketUrl, overlap, parse_folder_url
 from lowtide.core.errors import Conflict, Forbidden, InvalidRequest, NotFound, Unavailable
-from lowtide.objects.store import open_cloud, remote_store
+from lowtide.objects.store import AMAZON, AZURE, GOOGLE, open_cloud, remote_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 _WINDOW: Final = 4 << 20
 _PART: Final = 8 << 20
 _PARTS_IN_FLIGHT: Final = 2
+# The installation's own store may be named in more ways than a registered bucket.
+_SCHEMES: Final = {
+    **dict.fromkeys(AMAZON, "s3"),
+    **dict.fromkeys(GOOGLE, "gs"),
+    **dict.fromkeys(AZURE, "az"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +135,30 @@ class RemoteBuckets:
 
 def require_foreign(url: BucketUrl, own_url: str) -> None:
     """Raise InvalidRequest for a folder that overlaps the installation's own object store."""
-    try:
-        own = parse_folder_url(own_url, "url")
-    except InvalidRequest:
-        return
-    if overlap(url, own):
+    own = _own_folder(own_url)
+    if own is not None and overlap(url, own):
         raise InvalidRequest(
             f"{url} overlaps the installation's own object store, which has the files of all tenants.",
             param="url",
             code="bucket_not_allowed",
         )
+
+
+def _own_folder(own_url: str) -> BucketUrl | None:
+    """Return the folder of the installation's object store; None if it is in no bucket.
+
+    A path that no client may name is taken as the whole bucket.
+    """
+    parts = urlsplit(own_url)
+    scheme = _SCHEMES.get(parts.scheme)
+    if scheme is None:
+        return None
+    # The URLs of Azure's file system are abfs://container@account/path.
+    bucket = parts.netloc.partition("@")[0]
+    try:
+        return parse_folder_url(f"{scheme}://{bucket}{parts.path}", "url")
+    except InvalidRequest:
+        return BucketUrl(scheme, bucket, "")
 
 
 def _open(url: BucketUrl, options: Mapping[str, str] | None) -> Any:

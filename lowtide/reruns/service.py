@@ -123,9 +123,10 @@ class Reruns:
     ) -> Iterator[bytes]:
         """Stream the input lines of failed requests, and record the download in the audit log.
 
-        Dead letters that were requeued or discarded are left out. Raises NotFound, or Conflict if
-        the input file is gone.
+        Dead letters that were requeued or discarded are left out. Raises NotFound, also once the
+        batch's data has ended, or Conflict if the input file is gone.
         """
+        self._store.require_data(tenant, batch)
         source = self._source(tenant, batch)
         subject = f"{format_batch_id(batch)}: inputs of {_words(outcomes)}"
         self._store.note_download(tenant, actor, subject)

@@ -113,6 +113,7 @@ _END = text("""
 UPDATE dead_letters SET state = 'requeued', requeued_as = :target, ended_at = now(), actor = :actor
 WHERE tenant_id = :tenant AND batch_id = :batch AND line BETWEEN :first AND :last AND state = 'open'
 """)
+_DATA_ENDED = text("SELECT data_ended_at FROM batches WHERE tenant_id = :tenant AND id = :batch")
 _LIMIT: Final = 1000
 
 
@@ -138,6 +139,15 @@ class RerunStore:
             for failure, ending in DROPPED.items()
         }
         return FailedRequests(status, counts, row.letters, row.handled)
+
+    def require_data(self, tenant: TenantId, batch: BatchId) -> None:
+        """Raise NotFound if the data of a batch has ended."""
+        with acting_for(self._engine, tenant) as connection:
+            ended_at = connection.execute(
+                _DATA_ENDED, {"tenant": tenant, "batch": batch}
+            ).scalar_one_or_none()
+        if ended_at is not None:
+            raise data_ended(batch, ended_at)
 
     def pages(
         self, tenant: TenantId, batch: BatchId, failures: Collection[Failure]

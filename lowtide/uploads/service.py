@@ -248,8 +248,10 @@ class Uploads:
                     raise
             else:
                 upload = self._uploads.get(tenant, upload_id)
-        if upload.file is None or upload.parts != [parse_part_id(name) for name in names]:
+        if upload.file is None:
             raise _ended(upload)
+        if upload.parts != [parse_part_id(name) for name in names]:
+            raise _ended(upload, " with other parts")
         try:
             return upload, self._service.get(tenant, upload.file)
         except NotFound:
@@ -374,9 +376,8 @@ def _full(upload: PartedUpload) -> PayloadTooLarge:
     )
 
 
-def _ended(upload: PartedUpload) -> Conflict:
-    parts = " with other parts" if upload.status is UploadStatus.COMPLETED else ""
+def _ended(upload: PartedUpload, how: str = "") -> Conflict:
     return Conflict(
-        f"Upload {format_upload_id(upload.id)!r} is {upload.status}{parts}: create another one.",
+        f"Upload {format_upload_id(upload.id)!r} is {upload.status}{how}: create another one.",
         param="upload_id",
     )

@@ -9,7 +9,7 @@ import obstore
 import pytest
 
 from lowtide.buckets.model import Bucket, parse_bucket_url, parse_folder_url
-from lowtide.buckets.remote import RemoteBuckets
+from lowtide.buckets.remote import RemoteBuckets, require_foreign
 from lowtide.core.errors import InvalidRequest
 from tests.buckets.conftest import KEYS
 
@@ -120,3 +120,31 @@ def test_own_object_store_is_never_opened(tmp_path: Path, url: str) -> None:
     path = _file(tmp_path, f'[real]\nendpoint = "http://127.0.0.1:9"\n{KEYS}')
     with pytest.raises(InvalidRequest, match="own object store"):
         RemoteBuckets(path, own_url="s3://own/data").open(_bucket(url, "real"))
+
+
+@pytest.mark.parametrize(
+    ("own_url", "url"),
+    [
+        ("s3a://own/data", "s3://own/data/"),
+        ("azure://own/data", "az://own/"),
+        ("abfss://own@account.dfs.core.windows.net/data", "az://own/data/"),
+        ("s3://own/~data", "s3://own/"),
+        ("s3://own/a%20b", "s3://own/"),
+    ],
+)
+def test_own_object_store_is_recognized_by_any_name(own_url: str, url: str) -> None:
+    with pytest.raises(InvalidRequest, match="own object store"):
+        require_foreign(parse_folder_url(url, "url"), own_url)
+
+
+@pytest.mark.parametrize(
+    ("own_url", "url"),
+    [
+        ("s3a://own/data", "s3://own/other/"),
+        ("s3://own/~data", "s3://other/"),
+        ("gs://own/", "s3://own/"),
+        ("file:///own", "s3://own/"),
+    ],
+)
+def test_other_folder_is_not_the_own_object_store(own_url: str, url: str) -> None:
+    require_foreign(parse_folder_url(url, "url"), own_url)

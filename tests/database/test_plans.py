@@ -235,6 +235,23 @@ def test_next_erasure_reads_no_big_table(loaded: World) -> None:
     assert _scanned(nodes) == set()
 
 
+def test_next_of_many_erasures_is_read_from_their_index(
+    loaded: World, shared_database: Database
+) -> None:
+    loaded.run(
+        "INSERT INTO erasures (batch_id, tenant_id, part) SELECT id, tenant_id, part "
+        "FROM batches, unnest(ARRAY['output', 'error']) part"
+    )
+    try:
+        with shared_database.engine("owner").begin() as connection:
+            connection.execute(text("ANALYZE erasures"))
+        nodes = plan_nodes(loaded.worker, erasure.NEXT)
+    finally:
+        loaded.run("DELETE FROM erasures")
+    assert "erasures_next" in _indexes(nodes)
+    assert "Sort" not in {node["Node Type"] for node in nodes}
+
+
 def test_expired_files_find_their_batches_by_index(loaded: World) -> None:
     nodes = plan_nodes(loaded.worker, sweep.EXPIRE_FILES, limit=200)
     assert _scanned(nodes) == set()

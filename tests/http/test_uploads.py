@@ -504,7 +504,7 @@ def test_completed_upload_takes_no_part_and_is_not_cancelled(api: Api, world: Wo
     created = _create(api)
     ids = _parts(api, created["id"], LINES)
     file = _complete(api, created["id"], ids).json["file"]["id"]
-    assert "is completed" in _error(_add(api, created["id"], b"x"), 409, "upload_id")
+    assert "is completed: create" in _error(_add(api, created["id"], b"x"), 409, "upload_id")
     assert "delete its file" in _error(_cancel(api, created["id"]), 409, "upload_id")
     _sweep(api, world)
     assert api.object_keys() == _objects_of(file)

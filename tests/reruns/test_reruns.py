@@ -355,3 +355,12 @@ def test_download_is_audited(services: Services) -> None:
     assert custom_ids(content) == [json.loads(line)["custom_id"] for line in source_lines(3)]
     subject = f"{format_batch_id(source)}: inputs of failed"
     assert services.audit() == [("key", "batches.download", subject)]
+
+
+def test_inputs_past_retention_are_not_read(services: Services) -> None:
+    source = services.batch()
+    services.world.run("UPDATE batches SET data_ended_at = now() WHERE id = :batch", batch=source)
+    with pytest.raises(NotFound) as caught:
+        next(services.reruns.inputs(DEFAULT_TENANT, source, actor="key"))
+    assert caught.value.code == "data_ended"
+    assert services.audit() == []

@@ -453,6 +453,9 @@ CREATE TABLE erasures (
   after_line integer NOT NULL DEFAULT 0,
   PRIMARY KEY (batch_id, part)
 );
+-- In the order in which lowtide.batches.erasure takes them: the retention of thousands of batches
+-- may end at once.
+CREATE INDEX erasures_next ON erasures ((part = 'bodies'), due_at);
 {isolated("erasures")}
 GRANT INSERT ON erasures TO lowtide_api;
 GRANT SELECT, INSERT ON erasures TO lowtide_operator;
