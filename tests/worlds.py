@@ -301,7 +301,7 @@ class World:
     def orphans(self) -> list[str]:
         """Return the keys of the objects that would go if every orphan were due."""
         self.run("UPDATE orphan_objects SET due_at = now()")
-        return sorted(self.ticks.orphans(1000))
+        return sorted(self.ticks.orphans(1000).keys)
 
     def row(self, batch: BatchId) -> Any:
         (row,) = self.rows("SELECT * FROM batch_states WHERE id = :batch", batch=batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
+from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
@@ -49,7 +50,7 @@ class JoinedObjects:
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._layouts: dict[str, _Layout] = {}
+        self._layout = lru_cache(_REMEMBERED)(self._read)
 
     def join(self, key: str, pieces: Sequence[Piece]) -> None:
         """Make the object of a joined key of complete objects, in their order."""
@@ -90,10 +91,7 @@ class JoinedObjects:
         """Read ranges as `read_ranges` does, without blocking; cancelling ends the read."""
         if not is_joined(key):
             return await self._store.fetch_ranges(key, ranges)
-        layout = self._layouts.get(key)
-        if layout is None:
-            layout = await asyncio.to_thread(self._layout, key)
-        reads = _Reads(layout, ranges)
+        reads = _Reads(await asyncio.to_thread(self._layout, key), ranges)
         fetches = [
             self._store.fetch_ranges(piece, wanted) for piece, wanted in reads.by_piece.items()
         ]
@@ -115,16 +113,7 @@ class JoinedObjects:
             pieces = self._read(key).pieces
         except NotFound:
             return
-        self._layouts.pop(key, None)
         self._store.delete([piece.key for piece in pieces])
-
-    def _layout(self, key: str) -> _Layout:
-        layout = self._layouts.get(key)
-        if layout is None:
-            layout = self._layouts[key] = self._read(key)
-            while len(self._layouts) > _REMEMBERED:
-                self._layouts.pop(next(iter(self._layouts)), None)
-        return layout
 
     def _read(self, key: str) -> _Layout:
         return _Layout(_decode(b"".join(self._store.stream(key))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from sqlalchemy import text
@@ -144,15 +144,18 @@ WITH expired AS (
   WHERE key IS NOT NULL
   ON CONFLICT (object_key) DO UPDATE SET due_at = least(orphan_objects.due_at, excluded.due_at)
 )
-INSERT INTO erasures (batch_id, tenant_id, part)
-SELECT b.* FROM expired e CROSS JOIN LATERAL (
-  (SELECT id, tenant_id, 'output' AS part FROM batches WHERE output_file_id = e.id OFFSET 0)
-  UNION ALL
-  (SELECT id, tenant_id, 'error' FROM batches WHERE error_file_id = e.id OFFSET 0)
-  UNION ALL
-  (SELECT id, tenant_id, 'input' FROM batches WHERE input_file_id = e.id OFFSET 0)
-) b
-ON CONFLICT DO NOTHING
+, erased AS (
+  INSERT INTO erasures (batch_id, tenant_id, part)
+  SELECT b.* FROM expired e CROSS JOIN LATERAL (
+    (SELECT id, tenant_id, 'output' AS part FROM batches WHERE output_file_id = e.id OFFSET 0)
+    UNION ALL
+    (SELECT id, tenant_id, 'error' FROM batches WHERE error_file_id = e.id OFFSET 0)
+    UNION ALL
+    (SELECT id, tenant_id, 'input' FROM batches WHERE input_file_id = e.id OFFSET 0)
+  ) b
+  ON CONFLICT DO NOTHING
+)
+SELECT count(*) FROM expired
 """
 _EXPIRE_FILES = text(EXPIRE_FILES)
 _FORGET_UPLOADS = text("""
@@ -161,8 +164,10 @@ WITH forgotten AS (
     SELECT ctid FROM uploads WHERE expires_at <= now() - interval '1 day'
     ORDER BY expires_at LIMIT :limit))
   RETURNING id
+), destroyed AS (
+  DELETE FROM data_keys WHERE id IN (SELECT id FROM forgotten)
 )
-DELETE FROM data_keys WHERE id IN (SELECT id FROM forgotten)
+SELECT count(*) FROM forgotten
 """)
 # The id of a file in the key of its object, of a piece of it, or of the list of its pieces. A colon
 # would start the name of a parameter.
@@ -203,6 +208,13 @@ _STEPS = [
 ]
 
 
+class Orphans(NamedTuple):
+    """Keys of objects that nothing owns; `is_last` if nothing else is due."""
+
+    keys: Sequence[str]
+    is_last: bool
+
+
 class SweepStore:
     """The database repairs of one tick of the scheduler."""
 
@@ -229,22 +241,23 @@ class SweepStore:
             buried=len(dead_lettered),
         )
 
-    def orphans(self, limit: int) -> Sequence[str]:
-        """Delete the rows of expired files and of old uploads; return the keys of orphans.
+    def orphans(self, limit: int) -> Orphans:
+        """Delete the rows of expired files and of old uploads; return the next orphans.
 
-        The data keys of encrypted orphans are destroyed first: the store may be unavailable.
+        Each step takes up to `limit` of them. The data keys of encrypted orphans are destroyed
+        first: the store may be unavailable.
         """
         with begin(self._engine) as connection:
-            connection.execute(_EXPIRE_FILES, {"limit": limit})
+            expired = connection.execute(_EXPIRE_FILES, {"limit": limit}).scalar_one()
         with begin(self._engine) as connection:
-            connection.execute(_FORGET_UPLOADS, {"limit": limit})
+            forgotten = connection.execute(_FORGET_UPLOADS, {"limit": limit}).scalar_one()
         with begin(self._engine) as connection:
             owned = connection.execute(_OWNED, {"limit": limit}).scalars().all()
             connection.execute(_FORGET_OWNED, {"keys": list(owned)})
         with begin(self._engine) as connection:
             keys = connection.execute(_ORPHAN_OBJECTS, {"limit": limit}).scalars().all()
             destroy_unused_keys(connection, map(data_key_of, keys))
-        return keys
+        return Orphans(keys, max(expired, forgotten, len(owned), len(keys)) < limit)
 
     def forget_orphans(self, keys: Sequence[str]) -> None:
         """Record that these objects are deleted."""

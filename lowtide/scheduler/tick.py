@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
-_ORPHANS_PER_TICK = 200
+_ORPHANS_PER_SET = 200
+_ORPHAN_SECONDS = 3.0
 _AUDITS_PER_TICK = 1000
 _INDEXED_PER_TICK = 100_000
 _INDEX_SECONDS = 2.0
@@ -175,12 +176,16 @@ class Scheduler:
 
     def _remove_orphans(self) -> None:
         """Delete orphans from the object store; a failure is retried at the next tick."""
+        end = time.monotonic() + _ORPHAN_SECONDS
         try:
-            keys = self._sweeps.orphans(_ORPHANS_PER_TICK)
-            if keys:
-                self._objects.delete(keys)
-                self._sweeps.forget_orphans(keys)
-                _log.info("objects.removed", extra={"objects": len(keys)})
+            while True:
+                orphans = self._sweeps.orphans(_ORPHANS_PER_SET)
+                if orphans.keys:
+                    self._objects.delete(orphans.keys)
+                    self._sweeps.forget_orphans(orphans.keys)
+                    _log.info("objects.removed", extra={"objects": len(orphans.keys)})
+                if orphans.is_last or time.monotonic() >= end:
+                    return
         except Unavailable as error:
             _log.warning("objects.not_removed", extra={"reason": error.for_log})
 

@@ -214,7 +214,7 @@ class Jobs:
     def sweep_objects(self) -> None:
         """Delete all orphans, as a tick does when they are due."""
         self.world.run("UPDATE orphan_objects SET due_at = now()")
-        keys = self.world.ticks.orphans(200)
+        keys = self.world.ticks.orphans(200).keys
         ObstoreObjects(f"file://{self.api.objects}").delete(keys)
         self.world.ticks.forget_orphans(keys)
 

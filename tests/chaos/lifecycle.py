@@ -60,15 +60,16 @@ def upload_in_parts(tenant: Tenant, data: bytes, pick: int) -> str:
 
 def delete(workload: Workload, tenant: Tenant) -> Batch:
     """Let a batch end, read its files for the verdict and delete all of them."""
-    batch = _ended(workload, tenant, "deleted")
+    batch = _ended(workload, tenant)
     for role in _FILE_ROLES:
         tenant.api.delete(batch.last[role])
+    batch.purpose = "deleted"
     return batch
 
 
 def end_retention(system: System, workload: Workload, tenant: Tenant) -> Batch:
     """Let a batch end, read its files for the verdict and let its retention be over."""
-    batch = _ended(workload, tenant, "outlived")
+    batch = _ended(workload, tenant)
     until(
         lambda: system.stack.attempt(
             """UPDATE batches SET completed_at = completed_at - interval '60 days'
@@ -78,6 +79,7 @@ def end_retention(system: System, workload: Workload, tenant: Tenant) -> Batch:
         "the retention is over",
         within=_PATIENCE,
     )
+    batch.purpose = "outlived"
     return batch
 
 
@@ -107,8 +109,8 @@ def judge(system: System, workload: Workload, findings: Findings) -> None:
     findings.hold("lifecycle", lambda: _every_object_is_owned(system))
 
 
-def _ended(workload: Workload, tenant: Tenant, purpose: str) -> Batch:
-    batch = workload.submit(tenant, purpose, poison=[400] * 2)
+def _ended(workload: Workload, tenant: Tenant) -> Batch:
+    batch = workload.submit(tenant, "poison", poison=[400] * 2)
     until(lambda: batch.is_over, "the batch has ended", within=_PATIENCE)
     contents = [tenant.api.content(batch.last[role]) for role in _FILE_ROLES[1:]]
     batch.contents = (contents[0], contents[1])

@@ -381,7 +381,7 @@ def test_requeue_can_be_repeated_after_crash_at_any_step(
     assert sum(services.world.events(new.batch).values()) == (1 if committed else 0)
     # The scheduler deletes only the orphans of the dead process.
     services.world.run("UPDATE orphan_objects SET due_at = now()")
-    services.store.delete(services.world.ticks.orphans(10))
+    services.store.delete(services.world.ticks.orphans(10).keys)
     assert services.content(new.batch) == _lines([2, 3, 9])
 
 

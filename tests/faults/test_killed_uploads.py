@@ -99,7 +99,7 @@ def names(folder: Path) -> set[str]:
 def sweep(world: World, folder: Path) -> None:
     """Delete what a tick deletes hours later."""
     world.run("UPDATE orphan_objects SET due_at = now() - interval '1 second'")
-    keys = world.ticks.orphans(200)
+    keys = world.ticks.orphans(200).keys
     ObstoreObjects(f"file://{folder}").delete(keys)
     world.ticks.forget_orphans(keys)
     assert world.rows("SELECT 1 FROM orphan_objects") == []

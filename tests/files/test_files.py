@@ -74,13 +74,13 @@ def test_active_batch_keeps_its_input_object(
         assert removed == ([] if kept else [file.object_key])
     else:
         world.run("UPDATE files SET expires_at = now()")
-    assert world.ticks.orphans(10) == ([] if kept else [file.object_key])
+    assert world.ticks.orphans(10).keys == ([] if kept else [file.object_key])
     with pytest.raises(NotFound):
         world.files.get(DEFAULT_TENANT, file.id)
     world.run("UPDATE batches SET status = 'completed' WHERE id = :id", id=batch)
-    assert world.ticks.orphans(10) == ([] if kept else [file.object_key])
+    assert world.ticks.orphans(10).keys == ([] if kept else [file.object_key])
     world.run("UPDATE batches SET status = 'cancelled'")
-    assert world.ticks.orphans(10) == [file.object_key]
+    assert world.ticks.orphans(10).keys == [file.object_key]
 
 
 def test_deleted_output_file_leaves_its_batch(world: World) -> None:

@@ -90,7 +90,7 @@ class Story:
 
     def tick(self) -> None:
         """Do a tick's part of a deletion."""
-        keys = self.world.ticks.orphans(100)
+        keys = self.world.ticks.orphans(100).keys
         self.objects.delete(keys)
         self.world.ticks.forget_orphans(keys)
         Eraser(self.world.worker).erase()

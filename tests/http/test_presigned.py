@@ -113,7 +113,7 @@ def _file(api: Api, content: bytes = CONTENT) -> dict[str, Any]:
 
 
 def _sweep(bucket: Bucket, world: World) -> None:
-    keys = world.ticks.orphans(200)
+    keys = world.ticks.orphans(200).keys
     bucket.objects.delete(keys)
     world.ticks.forget_orphans(keys)
 

@@ -84,7 +84,7 @@ def _age(world: World, seconds: float) -> None:
 
 def _sweep(api: Api, world: World) -> None:
     """Delete what a tick deletes."""
-    keys = world.ticks.orphans(200)
+    keys = world.ticks.orphans(200).keys
     ObstoreObjects(f"file://{api.objects}").delete(keys)
     world.ticks.forget_orphans(keys)
 

@@ -124,7 +124,7 @@ class Stage:
 
     def tick(self) -> None:
         """Delete what a tick deletes."""
-        keys = self.app.scheduler._sweeps.orphans(200)
+        keys = self.app.scheduler._sweeps.orphans(200).keys
         self.app.objects.delete(keys)
         self.app.scheduler._sweeps.forget_orphans(keys)
 

@@ -139,7 +139,7 @@ def test_output_is_in_input_order_across_segments(
         assert file.sha256 == hashlib.sha256(b"".join(hashes)).digest()
     # Even a tick that looks at few orphans deletes no object that a file owns.
     world.run("UPDATE orphan_objects SET due_at = now()")
-    assert [world.ticks.orphans(1) for _ in range(3)] == [[], [], []]
+    assert [world.ticks.orphans(1).keys for _ in range(3)] == [[], [], []]
     assert world.orphans() == []
     drained.check()
 
@@ -209,7 +209,7 @@ def test_death_at_any_step_loses_nothing_and_leaves_nothing(
             except _KilledError:
                 deaths += 1
                 # The scheduler may run meanwhile: it deletes no object of an open batch.
-                drained.objects.delete(world.ticks.orphans(100))
+                drained.objects.delete(world.ticks.orphans(100).keys)
     assert deaths > 0
     drained.check()
     drained.objects.delete(world.orphans())
@@ -238,7 +238,7 @@ def test_late_call_leaves_no_object_of_deleted_file(world: World, tmp_path: Path
         stopped.opened.set()
         late.result()
     assert len(drained.keys()) == 3
-    drained.objects.delete(world.ticks.orphans(100))
+    drained.objects.delete(world.ticks.orphans(100).keys)
     assert drained.keys() == set()
 
 

@@ -428,9 +428,9 @@ def test_index_of_a_deleted_file_stays_until_its_batch_is_split(
         assert world.files.remove(DEFAULT_TENANT, file) == []
     else:
         world.run("UPDATE files SET expires_at = now() - interval '1 s'")
-    assert world.ticks.orphans(10) == []
+    assert world.ticks.orphans(10).keys == []
     installation.deliver(splitter, _announced(installation))
     _assert_whole(world, batch)
     world.run("UPDATE batches SET status = 'completed', completed_at = now()")
     key = world.row(batch).input_key
-    assert sorted(world.ticks.orphans(10)) == sorted([key, index_key(key)])
+    assert sorted(world.ticks.orphans(10).keys) == sorted([key, index_key(key)])

@@ -185,6 +185,20 @@ def test_orphans_are_deleted_once_store_is_available(
         next(iter(store.stream("files/stray")))
 
 
+def test_one_tick_deletes_more_orphans_than_a_set(world: World) -> None:
+    store = ObstoreObjects("memory://")
+    file = world.file()
+    world.run(
+        """INSERT INTO orphan_objects
+           SELECT CASE WHEN mod(n, 2) = 0 THEN 'files/stray' || n ELSE :owned || n END, :tenant, now()
+           FROM generate_series(1, 1000) n""",
+        tenant=file.tenant,
+        owned=f"{file.object_key}/",
+    )
+    _scheduler(world, store=store).tick()
+    assert world.value("SELECT count(*) FROM orphan_objects") == 0
+
+
 def test_hoarding_spot_worker_cannot_break_deadline(world: World) -> None:
     batch = world.batch(100, due_in=55)
     hoarder = world.queue.open_lease(Pool.SPOT, "hoarder")
