@@ -95,11 +95,9 @@ class SimulatedEngine:
         refusal = self._faults.refusal()
         if refusal is not None:
             return Probed(well=False, reason=refusal.message)
-        body = None if ping is None else ping.body()
-        if ping is None or body is None:
+        if ping is None or ping.body() is None:
             return Probed(well=True)
-        request = EngineRequest(0, ping.endpoint, body, 1, spot=False)
-        outcome, _ = self._faults.strike(request, Answered(200, b"{}"), self._latency)
+        outcome, _ = self._faults.strike(None, Answered(200, b"{}"), self._latency)
         return probed_by(outcome, f"POST {ping.endpoint}")
 
     def limit(self, in_flight: int) -> None:

@@ -66,15 +66,16 @@ class Faults:
         return bool(self._plan)
 
     def strike(
-        self, request: EngineRequest, outcome: Outcome, seconds: float
+        self, request: EngineRequest | None, outcome: Outcome, seconds: float
     ) -> tuple[Outcome, float]:
         """Return the outcome of a request sent now, and the seconds until it arrives.
 
-        `outcome` and `seconds` are those without faults.
+        `outcome` and `seconds` are those without faults. A probe, a `request` of None, is never
+        poison.
         """
         now = self._clock()
         for fault in self._plan:
-            if fault.wait(now, self._started) == 0 and self._hits(fault, request.body):
+            if fault.wait(now, self._started) == 0 and self._hits(fault, request):
                 outcome, seconds = self._apply(fault, outcome, seconds)
                 break
         return self._cut(now, outcome, seconds)
@@ -83,16 +84,18 @@ class Faults:
         """Return the failure of a health check sent now; None if it is answered."""
         now = self._clock()
         for fault in self._plan:
-            if fault.wait(now, self._started) == 0 and self._hits(fault, b""):
+            if fault.wait(now, self._started) == 0 and self._hits(fault, None):
                 if fault.kind is Kind.DOWN:
                     return REFUSED
                 if fault.kind is Kind.HANG:
                     return self._timeout_outcome()
         return None
 
-    def _hits(self, fault: PlannedFault, body: bytes) -> bool:
+    def _hits(self, fault: PlannedFault, request: EngineRequest | None) -> bool:
         if fault.kind is Kind.POISON:
-            digest = blake2b(body, key=str(self._seed).encode(), digest_size=8).digest()
+            if request is None:
+                return False
+            digest = blake2b(request.body, key=str(self._seed).encode(), digest_size=8).digest()
             return int.from_bytes(digest) / 2**64 < fault.share
         return fault.share == 1 or self._random.random() < fault.share
 

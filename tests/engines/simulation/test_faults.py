@@ -174,3 +174,10 @@ def test_health_probe_detects_only_unreachable_engine() -> None:
     for plan, well in (("down", False), ("hang", False), ("500", True)):
         probed = asyncio.run(SimulatedEngine(faults=faults(plan)).probe())
         assert (probed.well, probed.answers) == (well, False)
+
+
+def test_probe_is_never_poison() -> None:
+    plan = faults("poison")
+    assert plan.strike(REQUEST, WELL, 1.0)[0] is not WELL
+    assert plan.strike(None, WELL, 1.0) == (WELL, 1.0)
+    assert faults("500").strike(None, WELL, 1.0)[0] is not WELL
