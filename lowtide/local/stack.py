@@ -24,6 +24,7 @@ from lowtide.local.monitoring import ALERTMANAGER, PROMETHEUS, Monitoring
 from lowtide.local.options import StartFailed, object_store_url
 from lowtide.local.ports import HOST, free_port, release_ports
 from lowtide.local.processes import Launch, Process, State
+from lowtide.local.queue_listener import QueueListener
 from lowtide.local.replicas import ReplicaSet, Scaler, connection_of
 from lowtide.local.state import BROKER
 from lowtide.local.workloads import load, workloads
@@ -98,7 +99,9 @@ class Stack:
                 *(process for replicas in self._replicas for process in replicas.active),
             ]
         )
-        self._scaling = [asyncio.create_task(scaler.run()) for scaler in self._scalers()]
+        scalers = self._scalers()
+        self._scaling = [asyncio.create_task(scaler.run()) for scaler in scalers]
+        self._scaling.append(asyncio.create_task(self._listener(scalers).run()))
         self._ready = True
         self._publish_state()
 
@@ -190,6 +193,13 @@ class Stack:
             )
             for scaler in self._manifests.all(ScaledObject)
         ]
+
+    def _listener(self, scalers: list[Scaler]) -> QueueListener:
+        def ask() -> None:
+            for scaler in scalers:
+                scaler.ask()
+
+        return QueueListener(self._secret_values["lowtide-database"]["autoscaler-url"], ask)
 
     def _via(self, name: str, port: int) -> int:
         """Return the port of the proxy in front of a process, else its own `port`."""
