@@ -116,18 +116,22 @@ class Starts:
             time.sleep(0.1)
 
     def _processes(self) -> list[float]:
-        """Return the times at which the processes of workers were created."""
+        """Return the times at which the running processes of workers were created."""
         status = runtime.status(self._data_dir)
         assert status is not None
         return [
-            one.created - self._offset for one in status.processes if one.name.startswith("infer-")
+            one.created - self._offset
+            for one in status.processes
+            if one.name.startswith("infer-") and one.pid is not None
         ]
 
 
 def _creation_offset() -> float:
     """Return by how much psutil's times of creation, which rely on the boot time, are late."""
     before = time.time()
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+    ) as process:
         created = psutil.Process(process.pid).create_time()
     return created - before
 

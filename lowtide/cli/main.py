@@ -12,6 +12,7 @@ from lowtide import __version__
 from lowtide.cli import batches
 from lowtide.cli.buckets import buckets
 from lowtide.cli.dead_letters import dead_letters
+from lowtide.cli.engines import engines
 from lowtide.cli.explain import explain
 from lowtide.cli.find import find
 from lowtide.cli.operators import keys, rewrap_keys, tenants
@@ -39,6 +40,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(buckets, name="buckets")
 app.command()(rewrap_keys)
 app.add_typer(pools, name="pools")
+app.add_typer(engines, name="engines")
 app.add_typer(dead_letters, name="dead-letters")
 app.command()(explain)
 app.command()(find)
