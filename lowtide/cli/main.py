@@ -204,6 +204,8 @@ def _show_status(stack: Status, *, as_json: bool) -> None:
     say(f"API     {stack.base_url}/v1")
     say(f"key     {stack.api_key}")
     say(f"portal  {stack.portal_url}  password {stack.portal_password}")
+    if stack.notice:
+        say(f"workers {stack.notice}")
     if stack.prometheus_url:
         say(f"metrics {stack.prometheus_url}")
         say(f"alerts  {stack.alertmanager_url}")

@@ -153,6 +153,7 @@ class Stack:
             processes=[process.status() for process in self._processes()],
             api_key=self._secrets.api_key,
             portal_password=self._secrets.portal_password,
+            notice=environment.engine_notice(os.environ),
             prometheus_url=self._monitoring.url(PROMETHEUS) if self._monitoring else "",
             alertmanager_url=self._monitoring.url(ALERTMANAGER) if self._monitoring else "",
         )
@@ -186,7 +187,7 @@ class Stack:
         by_name = {replicas.name: replicas for replicas in self._replicas}
         return [
             Scaler(
-                bounded(scaler, os.environ),
+                bounded(scaler, environment.pool_bounds(os.environ)),
                 connection_of(scaler, self._manifests, self._secret_values),
                 by_name[scaler.spec.scale_target_ref.name],
                 self._log,
@@ -331,6 +332,7 @@ class Stack:
             "LOWTIDE_COLD_START": _COLD_START_SECONDS,
             "LOWTIDE_WORKER_GRACE": f"{workload.grace * 0.8:g}",
             "NICEGUI_STORAGE_PATH": str(self._options.data_dir / "portal"),
+            **environment.pool_bounds(os.environ),
             **(self._monitoring.settings if self._monitoring else {}),
         }
 
