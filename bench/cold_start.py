@@ -21,16 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 from sqlalchemy import text
 
 from bench.batch_files import write_batch_file
-from bench.job import job
 from bench.stage import ROOT
 from lowtide.cli.client import open_client
 from lowtide.local import files, runtime
@@ -41,17 +39,20 @@ from lowtide.local.ports import HOST, free_port
 from lowtide.local.state import POSTGRES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from openai import OpenAI
     from sqlalchemy import Engine
 
     from lowtide.local.runtime import Status
 
+T = TypeVar("T")
 BAR = 2.0
 PARTS = ("until a process starts", "until it has a lease", "until it claims")
 LINE_BYTES = 600
 PATIENCE = 60.0
 POLL_SECONDS = 5.0
-SAMPLE_SECONDS = 0.1
+SAMPLE_SECONDS = 0.2
 COOLDOWN = ("cooldownPeriod: 30", "cooldownPeriod: 5")
 # A segment is split at its copy's end, moments before the commit that makes its requests visible.
 SPAN = """
@@ -81,25 +82,26 @@ def manifests(folder: Path) -> Path:
 class Starts:
     """Starts from zero on a running stack."""
 
-    def __init__(self, status: Status, folder: Path) -> None:
+    def __init__(self, status: Status) -> None:
         self._data_dir = Path(status.data_dir)
         self._client: OpenAI = open_client(status.base_url, status.api_key)
         self._database = _database(status)
-        self._folder = folder
         self._rng = random.Random(1)  # noqa: S311
         self._offset = _creation_offset()
 
     def one(self, path: Path) -> list[float]:
         """Run a batch from zero workers; return the seconds of each part."""
-        self._await_zero()
+        _first(lambda: not self._processes())
         time.sleep(self._rng.uniform(0, POLL_SECONDS))
-        with ThreadPoolExecutor(1) as thread, self._database.connect() as connection:
-            running = thread.submit(job, self._client, path, self._folder / "output.jsonl")
-            while (lease := connection.scalar(text(LEASE))) is None:
-                assert not running.done(), "No worker was seen."
-                time.sleep(SAMPLE_SECONDS)
+        with path.open("rb") as file:
+            uploaded = self._client.files.create(file=file, purpose="batch")
+        batch = self._client.batches.create(
+            input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        with self._database.connect() as connection:
+            lease = _first(lambda: connection.scalar(text(LEASE)))
             started = min(self._processes())
-            running.result()
+            _first(lambda: self._client.batches.retrieve(batch.id).status == "completed")
             span = connection.execute(text(SPAN)).one()
         moments = [span.queued, started, lease, span.claimed]
         return [after - before for before, after in pairwise(moments)]
@@ -108,12 +110,6 @@ class Starts:
         """Close the connections."""
         self._client.close()
         self._database.dispose()
-
-    def _await_zero(self) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while self._processes():
-            assert time.monotonic() < deadline, "The workers of the previous start still run."
-            time.sleep(0.1)
 
     def _processes(self) -> list[float]:
         """Return the times at which the running processes of workers were created."""
@@ -124,6 +120,15 @@ class Starts:
             for one in status.processes
             if one.name.startswith("infer-") and one.pid is not None
         ]
+
+
+def _first(poll: Callable[[], T]) -> T:
+    """Return the first truthy result of `poll`, which is called rarely, as it takes CPU time."""
+    deadline = time.monotonic() + PATIENCE
+    while not (result := poll()):
+        assert time.monotonic() < deadline, "Nothing happens."
+        time.sleep(SAMPLE_SECONDS)
+    return result
 
 
 def _creation_offset() -> float:
@@ -152,7 +157,7 @@ def measure(starts: int, lines: int) -> list[list[float]]:
     path = folder / "input.jsonl"
     write_batch_file(path, lines, LINE_BYTES)
     try:
-        measured = Starts(runtime.up_detached(options), folder)
+        measured = Starts(runtime.up_detached(options))
         try:
             return [measured.one(path) for _ in range(starts)]
         finally:
