@@ -81,6 +81,9 @@ bench-queue: $(VENV)/.bench ## Measure requests claimed and completed per second
 bench-job: $(VENV)/.dev ## Measure a whole job through the functions, and a worker against a bare client
 	@$(BIN)/python -m bench.job
 
+bench-cold-start: $(VENV)/.dev ## Measure the first claim from zero workers, ten times
+	@$(BIN)/python -m bench.cold_start
+
 bench-storm: $(VENV)/.dev ## Measure recovery when the leases of 200 workers expire at once
 	@$(BIN)/python -m bench.storm
 
@@ -133,4 +136,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt again from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow azurite chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-storm bench-engines bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow azurite chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-cold-start bench-storm bench-engines bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean

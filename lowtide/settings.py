@@ -384,10 +384,16 @@ class Settings(BaseSettings):
         description="Assumed requests per second of one dedicated replica, until measurements suffice.",
     )
     dedicated_replicas: int = Field(
-        default=2, ge=0, description="Max dedicated replicas, also of the local stack."
+        default=2,
+        ge=0,
+        description="Max dedicated replicas, also of the local stack: there 1 by default with "
+        "`LOWTIDE_ENGINE=openai`, as one worker per engine is the rule.",
     )
     spot_replicas: int = Field(
-        default=4, ge=0, description="Max spot replicas, also of the local stack."
+        default=4,
+        ge=0,
+        description="Max spot replicas, also of the local stack: there 1 by default with "
+        "`LOWTIDE_ENGINE=openai`, as one worker per engine is the rule.",
     )
     spot_rows_per_replica: int = Field(
         default=5, ge=1, description="KEDA's target for spot: requests per replica."

@@ -12,6 +12,7 @@ from lowtide import __version__
 from lowtide.cli import batches
 from lowtide.cli.buckets import buckets
 from lowtide.cli.dead_letters import dead_letters
+from lowtide.cli.engines import engines
 from lowtide.cli.explain import explain
 from lowtide.cli.find import find
 from lowtide.cli.operators import keys, rewrap_keys, tenants
@@ -39,6 +40,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(buckets, name="buckets")
 app.command()(rewrap_keys)
 app.add_typer(pools, name="pools")
+app.add_typer(engines, name="engines")
 app.add_typer(dead_letters, name="dead-letters")
 app.command()(explain)
 app.command()(find)
@@ -202,6 +204,8 @@ def _show_status(stack: Status, *, as_json: bool) -> None:
     say(f"API     {stack.base_url}/v1")
     say(f"key     {stack.api_key}")
     say(f"portal  {stack.portal_url}  password {stack.portal_password}")
+    if stack.notice:
+        say(f"workers {stack.notice}")
     if stack.prometheus_url:
         say(f"metrics {stack.prometheus_url}")
         say(f"alerts  {stack.alertmanager_url}")

@@ -92,6 +92,13 @@ class PreparingConnection(dbapi.Connection):
         poller.register(self._usock, select.POLLIN)
         return bool(poller.poll(0))
 
+    def fileno(self) -> int:
+        """Return the descriptor of the socket; idle, it is readable once the server has sent a
+        notification or closed the connection.
+        """
+        descriptor: int = self._usock.fileno()
+        return descriptor
+
     def handle_messages(self, context: core.Context) -> None:
         """Read the server's messages; raises InterfaceError if it sends anything else."""
         try:

@@ -10,9 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from lowtide.core.pools import Pool
+from lowtide.core.redaction import masked
 from lowtide.local.options import BadManifest, LocalError, StartFailed
 from lowtide.local.ports import HOST
-from lowtide.settings import PREFIX, unknown_variables
+from lowtide.settings import PREFIX, EngineKind, Settings, unknown_variables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,6 +69,8 @@ def postgres_credentials() -> Credentials:
 Values = dict[str, dict[str, str]]
 
 _SETTINGS = (PREFIX, "OTEL_")
+_ENGINE, _ENGINE_URL = f"{PREFIX}ENGINE", f"{PREFIX}ENGINE_URL"
+_DEFAULT_URL: str = Settings.model_fields["engine_url"].default
 
 # Every process inherits the same user environment, but each needs its own value of these.
 _PER_PROCESS = (
@@ -85,6 +89,33 @@ def check_user(user: Mapping[str, str]) -> None:
     """Raise LocalError for `LOWTIDE_*` variables that no setting reads."""
     if unknown := unknown_variables(dict(user)):
         raise LocalError(f"Unknown setting {', '.join(unknown)}: see docs/settings.md.")
+
+
+def pool_bounds(user: Mapping[str, str]) -> dict[str, str]:
+    """Return the max replicas of pools by variable, where the manifests' do not apply.
+
+    These are the user's. With an engine behind one URL, a pool without one gets a single worker: more
+    would split the engine's batch, and each is counted as a replica of its own.
+    """
+    variables = [_bound(pool) for pool in Pool]
+    shared = dict.fromkeys(variables, "1") if user.get(_ENGINE) == EngineKind.OPENAI else {}
+    return shared | {name: user[name] for name in variables if name in user}
+
+
+def engine_notice(user: Mapping[str, str]) -> str:
+    """Return a sentence on the bounds that `pool_bounds` chose; empty if it chose none."""
+    chosen = [pool for pool in Pool if _bound(pool) in pool_bounds(user).keys() - user.keys()]
+    if not chosen:
+        return ""
+    workers = " and one ".join(chosen)
+    url = masked(user.get(_ENGINE_URL, _DEFAULT_URL))
+    variables = " and ".join(map(_bound, chosen))
+    return f"at most one {workers}, as all share the engine at {url}; {variables} can allow more"
+
+
+def _bound(pool: Pool) -> str:
+    """Return the variable of a pool's max replicas."""
+    return f"{PREFIX}{pool.value.upper()}_REPLICAS"
 
 
 def manifest_environment(

@@ -141,6 +141,7 @@ class Process:
         self._log = log
         self._changed = changed
         self._stop_signal = stop_signal
+        self.is_ready = asyncio.Event()
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -265,6 +266,10 @@ class Process:
 
     def _set_state(self, state: State) -> None:
         self.state = state
+        if state is State.READY:
+            self.is_ready.set()
+        else:
+            self.is_ready.clear()
         self._changed()
 
 

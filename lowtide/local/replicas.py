@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
@@ -17,7 +18,7 @@ from lowtide.local.options import BadManifest
 from lowtide.local.processes import Process, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from lowtide.local.environment import Values
     from lowtide.local.manifests import ScaledObject
@@ -108,6 +109,7 @@ class Scaler:
         self._replicas = replicas
         self._log = log
         self._query = text(self.policy.query)
+        self._asked = asyncio.Event()
         # One connection stays open, as in KEDA; the ping detects a restarted server.
         self._engine = engine_of(
             make_url(connection),
@@ -118,10 +120,16 @@ class Scaler:
             connect_args={"timeout": 5, "application_name": "lowtide-autoscaler"},
         )
 
+    def ask(self) -> None:
+        """Poll now instead of at the next interval."""
+        self._asked.set()
+
     async def run(self) -> None:
         """Poll until cancelled."""
         memory = autoscaler.Memory(replicas=self._replicas.wanted)
         while True:
+            # Cleared before the poll, so that a request queued from here on is counted by the next.
+            self._asked.clear()
             value = await asyncio.to_thread(self.read)
             if value is None and memory.failures == 0:
                 self._log.line("autoscaler", f"{self._replicas.name}: no metric, keeping replicas")
@@ -133,8 +141,24 @@ class Scaler:
                     f"{self._replicas.name}: {self._replicas.wanted} -> {memory.replicas} "
                     f"replicas {reason}",
                 )
-                self._replicas.scale(memory.replicas)
-            await asyncio.sleep(self.policy.interval)
+                await self._scale(memory.replicas)
+            await self._pause(self._asked.wait(), self.policy.interval)
+
+    async def _scale(self, count: int) -> None:
+        """Set the number of replicas; from zero, start one alone, and the others once it is ready.
+
+        KEDA starts one and the HPA adds the others. On few cores, replicas that start together slow
+        down each other's first claim.
+        """
+        if count > 1 and self._replicas.wanted == 0:
+            self._replicas.scale(1)
+            await self._pause(self._replicas.active[0].is_ready.wait(), self.policy.interval)
+        self._replicas.scale(count)
+
+    @staticmethod
+    async def _pause(event: Coroutine[object, object, object], seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(event, seconds)
 
     def close(self) -> None:
         """Close the connection."""

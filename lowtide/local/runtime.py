@@ -179,6 +179,8 @@ def _announce(ready: Status, log: Log) -> None:
         log.secret("lowtide", f"{text}  {secret}", elsewhere=f"{text}  {hint}")
     if ready.prometheus_url:
         log.line("lowtide", f"alerts: {ready.alertmanager_url}  metrics: {ready.prometheus_url}")
+    if ready.notice:
+        log.line("lowtide", f"workers: {ready.notice}")
     log.line("lowtide", "stop with Ctrl-C or `lowtide down`")
 
 

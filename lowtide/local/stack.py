@@ -24,6 +24,7 @@ from lowtide.local.monitoring import ALERTMANAGER, PROMETHEUS, Monitoring
 from lowtide.local.options import StartFailed, object_store_url
 from lowtide.local.ports import HOST, free_port, release_ports
 from lowtide.local.processes import Launch, Process, State
+from lowtide.local.queue_listener import QueueListener
 from lowtide.local.replicas import ReplicaSet, Scaler, connection_of
 from lowtide.local.state import BROKER
 from lowtide.local.workloads import load, workloads
@@ -98,7 +99,9 @@ class Stack:
                 *(process for replicas in self._replicas for process in replicas.active),
             ]
         )
-        self._scaling = [asyncio.create_task(scaler.run()) for scaler in self._scalers()]
+        scalers = self._scalers()
+        self._scaling = [asyncio.create_task(scaler.run()) for scaler in scalers]
+        self._scaling.append(asyncio.create_task(self._listener(scalers).run()))
         self._ready = True
         self._publish_state()
 
@@ -150,6 +153,7 @@ class Stack:
             processes=[process.status() for process in self._processes()],
             api_key=self._secrets.api_key,
             portal_password=self._secrets.portal_password,
+            notice=environment.engine_notice(os.environ),
             prometheus_url=self._monitoring.url(PROMETHEUS) if self._monitoring else "",
             alertmanager_url=self._monitoring.url(ALERTMANAGER) if self._monitoring else "",
         )
@@ -183,13 +187,20 @@ class Stack:
         by_name = {replicas.name: replicas for replicas in self._replicas}
         return [
             Scaler(
-                bounded(scaler, os.environ),
+                bounded(scaler, environment.pool_bounds(os.environ)),
                 connection_of(scaler, self._manifests, self._secret_values),
                 by_name[scaler.spec.scale_target_ref.name],
                 self._log,
             )
             for scaler in self._manifests.all(ScaledObject)
         ]
+
+    def _listener(self, scalers: list[Scaler]) -> QueueListener:
+        def ask() -> None:
+            for scaler in scalers:
+                scaler.ask()
+
+        return QueueListener(self._secret_values["lowtide-database"]["autoscaler-url"], ask)
 
     def _via(self, name: str, port: int) -> int:
         """Return the port of the proxy in front of a process, else its own `port`."""
@@ -321,6 +332,7 @@ class Stack:
             "LOWTIDE_COLD_START": _COLD_START_SECONDS,
             "LOWTIDE_WORKER_GRACE": f"{workload.grace * 0.8:g}",
             "NICEGUI_STORAGE_PATH": str(self._options.data_dir / "portal"),
+            **environment.pool_bounds(os.environ),
             **(self._monitoring.settings if self._monitoring else {}),
         }
 

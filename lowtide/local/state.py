@@ -41,7 +41,7 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """A whole stack; `api_key` is the default tenant's, `portal_password` the operator's.
 
-    The last two fields are empty without monitoring.
+    `notice` is a remark for the user, if any. The last two fields are empty without monitoring.
     """
 
     base_url: str
@@ -53,6 +53,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     processes: list[ProcessStatus]
     api_key: str = ""
     portal_password: str = ""
+    notice: str = ""
     prometheus_url: str = ""
     alertmanager_url: str = ""
 

@@ -144,6 +144,9 @@ UPDATE batches SET status = 'failed', failed_at = now(), errors = cast(:errors A
 WHERE id = :batch AND status = 'validating'
 """)
 _MAKE_PARTITIONS = text("SELECT make_partitions(:batch)")
+QUEUED_CHANNEL: Final = "lowtide_requests_queued"
+"""The channel of notifications that requests were queued, sent by the transaction that queues them."""
+_NOTIFY = text("SELECT pg_notify(:channel, '')")
 _BAD_DATA: Final = "22"
 
 
@@ -187,7 +190,7 @@ class SplitTransaction:
         """
         segments = segments_in(index.segments)
         self._store()
-        self._connection.execute(_QUEUE, {"batch": self.job.batch})
+        self._queue()
         total = segments[-1].first_line + segments[-1].lines - 1
         parameters = {"batch": self.job.batch, "total": total, "model": index.model}
         if self._connection.execute(_START, parameters).rowcount != 1:
@@ -225,9 +228,13 @@ class SplitTransaction:
         batch = {"batch": self.job.batch}
         is_open = self._connection.execute(_LOCK_OPEN, batch).one_or_none() is not None
         if is_open:
-            self._connection.execute(_QUEUE, batch)
+            self._queue()
         self._connection.execute(_IS_SPLIT, batch | {"number": self.segment.number})
         return is_open
+
+    def _queue(self) -> None:
+        self._connection.execute(_QUEUE, {"batch": self.job.batch})
+        self._connection.execute(_NOTIFY, {"channel": QUEUED_CHANNEL})
 
     def _store(self) -> None:
         segment, job = self.segment, self.job

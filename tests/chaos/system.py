@@ -173,6 +173,8 @@ class System:
             self.data_dir,
             {
                 "LOWTIDE_ENGINE": "openai",
+                "LOWTIDE_SPOT_REPLICAS": "4",
+                "LOWTIDE_DEDICATED_REPLICAS": "2",
                 "LOWTIDE_ENGINE_URL": f"http://{HOST}:{engine_port}",
                 "LOWTIDE_OBJECT_STORE_URL": "s3://bucket/lowtide",
                 "AWS_ENDPOINT_URL": f"http://{HOST}:{self._via['store']}",

@@ -12,7 +12,7 @@ from tests.docs.pages import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
-FILES = ("kustomization.yaml", "config.yaml", "engine.yaml")
+FILES = ("kustomization.yaml", "config.yaml", "scale.yaml", "engine.yaml")
 
 
 def test_overlay_points_workers_to_engine(tmp_path: Path) -> None:
@@ -30,6 +30,10 @@ def test_overlay_points_workers_to_engine(tmp_path: Path) -> None:
     }
     settings = objects["ConfigMap", "lowtide-config"]["data"]
     assert settings["LOWTIDE_ENGINE"] == "openai"
+    for pool in ("spot", "dedicated"):
+        scaler = objects["ScaledObject", f"infer-{pool}"]["spec"]
+        assert scaler["maxReplicaCount"] == 1
+        assert settings[f"LOWTIDE_{pool.upper()}_REPLICAS"] == "1"
     port = int(settings["LOWTIDE_ENGINE_URL"].rpartition(":")[2])
     policy = objects["NetworkPolicy", "engine"]["spec"]
     assert [one["port"] for rule in policy["egress"] for one in rule["ports"]] == [port]

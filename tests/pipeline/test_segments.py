@@ -13,7 +13,7 @@ from lowtide.core.pools import Pool
 from lowtide.events.model import EventType
 from lowtide.files.index import index_key
 from lowtide.files.lines import checksum_of
-from lowtide.pipeline.split_store import SplitStore
+from lowtide.pipeline.split_store import QUEUED_CHANNEL, SplitStore
 from tests.http.forms import line
 from tests.pipeline.segmented import LINES, SIZE, Installation
 from tests.worlds import Running, World, done, gate, together
@@ -112,6 +112,31 @@ def test_batch_is_not_drained_between_segments(installation: Installation, world
     installation.deliver(splitter, [last])
     assert _drain_queue(world) == 1
     assert (world.row(batch).status, world.drained(batch)) == ("finalizing", 1)
+
+
+def test_each_queued_segment_notifies_the_autoscaler(
+    installation: Installation, world: World
+) -> None:
+    engine = world.own_engine("autoscaler")
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"LISTEN {QUEUED_CHANNEL}")
+        driver: Any = connection.connection.driver_connection
+
+        def notified() -> list[str]:
+            connection.exec_driver_sql("SELECT 1")  # reads what the server has sent
+            channels = [channel for _, channel, _ in driver.notifications]
+            driver.notifications.clear()
+            return channels
+
+        batch, splitter = installation.batch(), installation.splitter()
+        assert notified() == []
+        splitter.split(batch)
+        assert notified() == [QUEUED_CHANNEL]
+        splitter.split_segment(batch, 2)
+        assert notified() == [QUEUED_CHANNEL]
+        world.cancel(batch)
+        splitter.split_segment(batch, 3)
+        assert notified() == [], "this segment is only stored"
 
 
 @pytest.mark.parametrize("end", ["cancelled", "expired"])
