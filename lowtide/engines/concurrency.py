@@ -17,7 +17,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from lowtide.engines.load import EngineLoad, Interval
+
 
 START: Final = 32
 TICK: Final = 1.0
@@ -43,30 +47,6 @@ _FIRST_HOLD: Final = 60.0
 _LAST_HOLD: Final = 600.0
 """Seconds between probes, and seconds without one after a refusal; each failure doubles them."""
 _MIN_ANSWERS: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
-    """Requests in an engine, of all its clients, as it reports them."""
-
-    running: int
-    waiting: int
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A worker's requests at its engine in an interval; times in seconds.
-
-    `in_flight` is their mean number, `at_end` that at the end. `work` of the answered requests is
-    in output tokens, or in requests if they have none; `latency` is the sum of their times.
-    """
-
-    seconds: float
-    in_flight: float
-    at_end: int
-    answers: int = 0
-    work: float = 0.0
-    latency: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +99,15 @@ class Concurrency:
     """
 
     def __init__(self, most: int, start: int = START) -> None:
-        self.limit = min(start, most)
+        self._most = most
+        self._start = min(start, most)
+        self.restart()
+
+    def restart(self) -> None:
+        """Search from the start: the engine may be another one."""
+        self.limit = self._start
         self.is_settled = False
-        self._most = self._ceiling = most
+        self._ceiling = self._most
         self._step = _DOUBLE
         self._round = _Round()
         self._load: EngineLoad | None = None

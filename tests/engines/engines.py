@@ -9,7 +9,8 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from bench.batching import Batch, Hardware
-from lowtide.engines.concurrency import TICK, Concurrency, EngineLoad, Interval
+from lowtide.engines.concurrency import TICK, Concurrency
+from lowtide.engines.load import EngineLoad, Interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
