@@ -112,14 +112,17 @@ class Engine:
         with urllib.request.urlopen(request, timeout=10):  # noqa: S310
             return time.time()
 
-    def bare(self, path: Path, in_flight: int) -> float:
-        """Return the tokens per second of the bare client."""
-        began = time.time()
-        command = [sys.executable, "-m", SERVER, "ask", str(self.port), str(path), str(in_flight)]
-        subprocess.run([*command, str(TRY_SECONDS)], check=True)  # noqa: S603
+    def bare(self, path: Path, numbers: Sequence[int]) -> list[float]:
+        """Return the tokens per second of the bare client with each number in flight."""
+        command = [sys.executable, "-m", SERVER, "ask", str(self.port), str(path), str(TRY_SECONDS)]
+        done = subprocess.run(  # noqa: S603
+            [*command, *map(str, numbers)], check=True, capture_output=True, text=True
+        )
         timeline = self.timeline()
-        start = next(s.at for s in timeline.samples if s.at >= began and s.running)
-        return timeline.rate(start + WARM_SECONDS, start + TRY_SECONDS - 0.2)
+        return [
+            timeline.rate(began + WARM_SECONDS, began + TRY_SECONDS - 0.2)
+            for began in json.loads(done.stdout)
+        ]
 
 
 @contextmanager
@@ -137,14 +140,10 @@ def engine(size: int) -> Iterator[Engine]:
 
 
 def best_of(size: int, path: Path) -> tuple[float, int]:
-    """Return the bare client's best rate at an engine of this size, and its concurrency."""
+    """Return the bare client's best rate at an engine of this size, and its number in flight."""
+    numbers = [round(size * factor) for factor in TRIES]
     with engine(size) as server:
-        tries = [(server.bare(path, in_flight), in_flight) for in_flight in _tries(size)]
-    return max(tries)
-
-
-def _tries(size: int) -> list[int]:
-    return [round(size * factor) for factor in TRIES]
+        return max(zip(server.bare(path, numbers), numbers, strict=True))
 
 
 @contextmanager
@@ -152,10 +151,12 @@ def worker(stage: Stage, server: Engine, folder: Path, requests: int) -> Iterato
     """Run a worker with its defaults on a new batch; yield the batch's id."""
     path = folder / f"{requests}.jsonl"
     write_batch_file(path, requests, LINE_BYTES)
-    file = stage.measured(STEPS, "upload", str(path), role="api")["file"]
-    created = stage.measured(STEPS, "create", file, role="api")["batch"]
-    batch = stage.measured(STEPS, "queue", created)["batch"]
-    settings = {"LOWTIDE_ENGINE": "openai", "LOWTIDE_ENGINE_URL": server.url}
+    batch = stage.measured(STEPS, "enqueue", str(path), role="owner")["batch"]
+    settings = {
+        "LOWTIDE_ENGINE": "openai",
+        "LOWTIDE_ENGINE_URL": server.url,
+        "LOWTIDE_LOG_LEVEL": "warning",
+    }
     with stage.function("infer_spot", "worker", signature="cloudevent", **settings):
         yield batch
 
@@ -232,7 +233,7 @@ def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", default="16,64,256,512", help="sizes of the engines' batches")
-    parser.add_argument("--seconds", type=float, default=15.0, help="length of each run")
+    parser.add_argument("--seconds", type=float, default=14.0, help="length of each run")
     given = parser.parse_args()
     sizes = [int(size) for size in given.sizes.split(",")]
     folder = Path(tempfile.mkdtemp(prefix="bench-engine-load-"))

@@ -1,12 +1,13 @@
 """An OpenAI-compatible server with continuous batching, and a bare asyncio client of it.
 
-    python -m bench.engine_server serve MAX_NUM_SEQS                prints its port
-    python -m bench.engine_server ask PORT FILE IN_FLIGHT SECONDS   sends the requests of a batch file
+    python -m bench.engine_server serve MAX_NUM_SEQS                   prints its port
+    python -m bench.engine_server ask PORT FILE SECONDS IN_FLIGHT...   prints when each try began
 
 The server answers like vLLM, `/metrics` included; `bench.batching` decides when. The length of an
 answer depends on the request alone. `GET /timeline` returns a sample of the engine every 100 ms,
 `POST /resize/N` changes the size of its batch. The client does the minimum: connections that stay
-open, one request at a time on each, and the response read in full.
+open, one request at a time on each, and the response read in full. It sends the requests of a batch
+file over and over, with each number in flight for so many seconds.
 """
 
 from __future__ import annotations
@@ -88,11 +89,12 @@ class Server:
 
     async def _sample(self) -> None:
         while True:
-            batch = self._batch
-            self._samples.append(
-                (time.time(), batch.tokens, batch.running, batch.waiting, self._completed)
-            )
+            self._samples.append(self._now())
             await asyncio.sleep(SAMPLE_SECONDS)
+
+    def _now(self) -> tuple[float, int, int, int, int]:
+        batch = self._batch
+        return time.time(), batch.tokens, batch.running, batch.waiting, self._completed
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -112,7 +114,7 @@ class Server:
         if path == "/metrics":
             return (METRICS % (self._batch.running, self._batch.waiting)).encode()
         if path == "/timeline":
-            return json.dumps(self._samples).encode()
+            return json.dumps([*self._samples, self._now()]).encode()
         if path.startswith("/resize/"):
             self._batch.resize(int(path.rpartition("/")[2]))
             return b"{}"
@@ -132,8 +134,8 @@ class Server:
         )
 
 
-async def ask(port: int, bodies: Iterable[bytes], in_flight: int, seconds: float) -> None:
-    """Send requests over `in_flight` connections for a time, over and over."""
+async def ask(port: int, bodies: Iterable[bytes], in_flight: int, seconds: float) -> float:
+    """Send requests over `in_flight` connections for a time; return when that began."""
     left = cycle(bodies)
 
     async def work() -> None:
@@ -145,10 +147,12 @@ async def ask(port: int, bodies: Iterable[bytes], in_flight: int, seconds: float
             )
             await reader.readexactly(length_of(await reader.readuntil(b"\r\n\r\n")))
 
+    began = time.time()
     tasks = [asyncio.create_task(work()) for _ in range(in_flight)]
     await asyncio.wait(tasks, timeout=seconds)
     for task in tasks:
         task.cancel()
+    return began
 
 
 def length_of(head: bytes) -> int:
@@ -170,6 +174,7 @@ if __name__ == "__main__":
     if step == "serve":
         asyncio.run(_serve(int(arguments[0])))
     else:
-        asyncio.run(
-            ask(int(arguments[0]), _bodies(arguments[1]), int(arguments[2]), float(arguments[3]))
-        )
+        port, path, seconds, *numbers = arguments
+        bodies = _bodies(path)
+        tries = [asyncio.run(ask(int(port), bodies, int(n), float(seconds))) for n in numbers]
+        print(json.dumps(tries))

@@ -3,6 +3,7 @@
     python -m bench.ingest_steps upload FILE
     python -m bench.ingest_steps create FILE_ID
     python -m bench.ingest_steps queue BATCH_ID
+    python -m bench.ingest_steps enqueue FILE
     python -m bench.ingest_steps validate FILE
     python -m bench.ingest_steps segments BATCH_ID
     python -m bench.ingest_steps split BATCH_ID OWNER_URL
@@ -135,6 +136,11 @@ def queue(name: str) -> dict[str, Any]:
     return {"batch": str(batch)}
 
 
+def enqueue(path: str) -> dict[str, Any]:
+    """Upload a file, create a batch for it, and split it."""
+    return queue(create(upload(path)["file"])["batch"])
+
+
 def segments(name: str) -> dict[str, Any]:
     """Split every segment of a new batch, one after the other."""
     found: dict[str, Any] = {}
@@ -261,6 +267,7 @@ if __name__ == "__main__":
         "upload": upload,
         "create": create,
         "queue": queue,
+        "enqueue": enqueue,
         "validate": validate,
         "segments": segments,
         "split": split,

@@ -61,11 +61,11 @@ class _Round:
     """Measures throughput at one limit, once the requests of the limit before it have ended."""
 
     def __init__(self) -> None:
-        self.restart()
+        self.restart(0)
 
-    def restart(self) -> None:
-        """Drop what was measured: the limit has changed."""
-        self._before = 0
+    def restart(self, in_flight: int) -> None:
+        """Drop what was measured: the limit changed while so many requests were in flight."""
+        self._before = in_flight
         self._next()
 
     def _next(self) -> None:
@@ -75,10 +75,10 @@ class _Round:
     def add(self, interval: Interval, limit: int, answers: int) -> float | None:
         """Return the work per second once `answers` are measured."""
         if interval.in_flight < _FULL * limit:
-            self.restart()
+            self.restart(max(limit, interval.at_end))
             return None
-        if self._before < limit:
-            self._before += interval.answers
+        if self._before > 0:
+            self._before -= interval.answers
             return None
         self._answers += interval.answers
         self._work += interval.work
@@ -131,7 +131,7 @@ class Concurrency:
             self._climb(now, _Level(limit, rate))
         self._load = load
         if self.limit != limit:
-            self._round.restart()
+            self._round.restart(max(limit, self.limit))
 
     def refused(self, now: float) -> None:
         """Halve the limit, and stay below the refused one for a while."""

@@ -43,15 +43,15 @@ def read_load(metrics: bytes) -> EngineLoad | None:
 
     An engine may have a series for each of its models or ranks: they are added up.
     """
-    gauges: dict[bytes, float] = {}
+    gauges: dict[bytes, int] = {}
     for name, value in _GAUGE.findall(metrics):
         try:
-            gauges[name] = gauges.get(name, 0.0) + float(value)
-        except ValueError:
+            gauges[name] = gauges.get(name, 0) + round(float(value))
+        except (ValueError, OverflowError):
             return None
     for running, waiting in zip(_RUNNING, _WAITING, strict=True):
         if running in gauges and waiting in gauges:
-            return EngineLoad(round(gauges[running]), round(gauges[waiting]))
+            return EngineLoad(gauges[running], gauges[waiting])
     return None
 
 

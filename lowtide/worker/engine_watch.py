@@ -107,6 +107,11 @@ class EngineWatch:
         return self._breaker.state is BreakerState.PROBING
 
     @property
+    def is_paused(self) -> bool:
+        """True while no request may be sent because the engine refused some."""
+        return not self._throttle.in_flight(self._timer())
+
+    @property
     def reason(self) -> str:
         """The reason for a breaker that is not closed."""
         return self._breaker.reason

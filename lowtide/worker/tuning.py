@@ -64,6 +64,9 @@ class ConcurrencyTuner:
             if self._watch.is_shut_off:
                 self._restart()
                 continue
+            if self._watch.is_paused:
+                self._meter.take()
+                continue
             load = await self._load()
             if load is None and self._reports:
                 continue

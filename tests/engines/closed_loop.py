@@ -1,8 +1,9 @@
-"""A simulated engine with its clients, in simulated time, for the search for concurrency."""
+"""A client that keeps an engine busy, in simulated time: what the search for concurrency sees."""
 
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
@@ -33,51 +34,46 @@ class Run:
         return (self.tokens[end - 1] - self.tokens[start]) / ((end - 1 - start) * TICK)
 
 
-class Simulation:
-    """A closed loop: as many requests as the limit allows are in flight, as long as there is work."""
+class ClosedLoop:
+    """Keeps `limit` requests in flight, or `work` if that is less; answers vary in length."""
 
-    def __init__(
-        self, hardware: Hardware, *, seed: int = 1, tokens: float = 40.0, work: int | None = None
-    ) -> None:
+    def __init__(self, hardware: Hardware, *, seed: int = 1, work: float = math.inf) -> None:
         self.batch = Batch(hardware)
-        self.rng = Random(seed)  # noqa: S311
-        self.mean = tokens
         self.now = 0.0
-        self.work = work
-        self._ids = count()
-        self._begun: dict[int, tuple[float, int]] = {}
-        self._idle: list[float] = []
         self.limit = 0
-        self._area, self._since = 0.0, 0.0
+        self._work = work
+        self._rng = Random(seed)  # noqa: S311
+        self._ids = count()
+        self._sent: dict[int, tuple[float, int]] = {}
+        self._pending: list[float] = []
         self._ended: list[tuple[float, int]] = []
         self._step_end: float | None = None
-        self._pending: list[float] = []
-
-    def length(self) -> int:
-        return max(1, min(int(self.rng.lognormvariate(0.0, 0.7) * self.mean * 0.78), 400))
+        self._area, self._since = 0.0, 0.0
 
     @property
     def in_flight(self) -> int:
-        return len(self._begun)
+        """The requests that the engine has not answered."""
+        return len(self._sent)
+
+    def _length(self) -> int:
+        return max(1, min(round(self._rng.lognormvariate(0.0, 0.7) * 31), 400))
 
     def _count(self, now: float) -> None:
         self._area += (now - self._since) * self.in_flight
         self._since = now
 
     def _send(self, now: float) -> None:
-        while self.in_flight + len(self._pending) < self.limit and self.work != 0:
+        while self.in_flight + len(self._pending) < min(self.limit, self._work):
             heapq.heappush(self._pending, now + TURNAROUND)
-            if self.work is not None:
-                self.work -= 1
         while self._pending and self._pending[0] <= now:
             heapq.heappop(self._pending)
             self._count(now)
-            number, tokens = next(self._ids), self.length()
-            self._begun[number] = (now, tokens)
+            number, tokens = next(self._ids), self._length()
+            self._sent[number] = (now, tokens)
             self.batch.add(number, tokens)
 
     def run_until(self, end: float) -> None:
-        """Advance the engine."""
+        """Advance the time."""
         while True:
             self._send(self.now)
             if self._step_end is None:
@@ -93,12 +89,13 @@ class Simulation:
                 self._step_end = None
                 self._count(self.now)
                 for number in self.batch.end_step():
-                    began, tokens = self._begun.pop(number)
+                    began, tokens = self._sent.pop(number)
                     self._ended.append((self.now - began, tokens))
             if upcoming >= end:
                 return
 
     def interval(self, seconds: float) -> Interval:
+        """Return what happened since the last call, `seconds` ago."""
         self._count(self.now)
         ended, self._ended = self._ended, []
         mean, self._area = self._area / seconds, 0.0
@@ -112,30 +109,31 @@ class Simulation:
         )
 
     def load(self) -> EngineLoad:
+        """Return what the engine reports."""
         return EngineLoad(self.batch.running, self.batch.waiting)
 
 
 def simulate(
-    simulation: Simulation,
+    loop: ClosedLoop,
     concurrency: Concurrency | int,
     ticks: int,
     *,
     reports: bool = True,
     sizes: Mapping[int, int] = {},
 ) -> Run:
-    """Run a controller, or a fixed limit; `sizes` are those of the batch from a tick on."""
+    """Run a search, or a fixed limit; `sizes` are those of the batch from a tick on."""
     run = Run()
     for tick in range(ticks):
         if tick in sizes:
-            simulation.batch.resize(sizes[tick])
-        simulation.limit = concurrency if isinstance(concurrency, int) else concurrency.limit
-        simulation.run_until(simulation.now + TICK)
-        interval = simulation.interval(TICK)
-        load = simulation.load()
+            loop.batch.resize(sizes[tick])
+        loop.limit = concurrency if isinstance(concurrency, int) else concurrency.limit
+        loop.run_until(loop.now + TICK)
+        interval = loop.interval(TICK)
+        load = loop.load()
         if isinstance(concurrency, Concurrency):
-            concurrency.observe(simulation.now, interval, load if reports else None)
+            concurrency.observe(loop.now, interval, load if reports else None)
             run.settled.append(concurrency.is_settled)
-        run.limits.append(simulation.limit)
-        run.tokens.append(simulation.batch.tokens)
+        run.limits.append(loop.limit)
+        run.tokens.append(loop.batch.tokens)
         run.waiting.append(load.waiting)
     return run
