@@ -43,8 +43,8 @@ WINDOW = 3.0
 """Seconds over which a rate counts as reached."""
 TRIES = (1.0, 1.25, 2.0)
 """Concurrencies of the bare client, in sizes of the batch."""
-TRY_SECONDS, WARM_SECONDS = 3.5, 1.5
-SMALL, LARGE, PHASE_SECONDS = 64, 256, 12.0
+TRY_SECONDS, WARM_SECONDS = 3.0, 1.3
+SMALL, LARGE, PHASE_SECONDS = 64, 256, 9.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ def worker(stage: Stage, server: Engine, folder: Path, requests: int) -> Iterato
     """Run a worker with its defaults on a new batch; yield the batch's id."""
     path = folder / f"{requests}.jsonl"
     write_batch_file(path, requests, LINE_BYTES)
-    batch = stage.measured(STEPS, "enqueue", str(path), role="owner")["batch"]
+    created = stage.measured(STEPS, "submit", str(path), role="api")["batch"]
+    batch = stage.measured(STEPS, "queue", created)["batch"]
     settings = {
         "LOWTIDE_ENGINE": "openai",
         "LOWTIDE_ENGINE_URL": server.url,
@@ -191,15 +192,15 @@ def steady(stage: Stage, folder: Path, size: int, best: float, seconds: float) -
 
 def changing(stage: Stage, folder: Path, small: float, large: float) -> dict[str, Any]:
     """Measure the worker at an engine whose batch grows and shrinks."""
-    requests = round((2 * small + large) / MEAN_TOKENS * (PHASE_SECONDS + 2))
-    with engine(SMALL) as server, worker(stage, server, folder, requests) as batch:
+    requests = round((2 * small + large) / MEAN_TOKENS * 2 * PHASE_SECONDS)
+    with engine(SMALL) as server, worker(stage, server, folder, requests):
         time.sleep(PHASE_SECONDS)
         grown = server.resize(LARGE)
         time.sleep(PHASE_SECONDS)
         shrunk = server.resize(SMALL)
-        _wait(stage, batch, requests)
+        time.sleep(PHASE_SECONDS)
         timeline = server.timeline()
-    end = timeline.completed(requests - 2 * SMALL)
+    end = timeline.samples[-1].at
     grew = timeline.reached(RATIO_BAR * large, grown, shrunk)
     rates = {
         "grown_ratio": timeline.rate(grown + (grew or 0.0), shrunk) / large,
@@ -233,7 +234,7 @@ def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", default="16,64,256,512", help="sizes of the engines' batches")
-    parser.add_argument("--seconds", type=float, default=14.0, help="length of each run")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each run")
     given = parser.parse_args()
     sizes = [int(size) for size in given.sizes.split(",")]
     folder = Path(tempfile.mkdtemp(prefix="bench-engine-load-"))

@@ -2,8 +2,8 @@
 
     python -m bench.ingest_steps upload FILE
     python -m bench.ingest_steps create FILE_ID
+    python -m bench.ingest_steps submit FILE
     python -m bench.ingest_steps queue BATCH_ID
-    python -m bench.ingest_steps enqueue FILE
     python -m bench.ingest_steps validate FILE
     python -m bench.ingest_steps segments BATCH_ID
     python -m bench.ingest_steps split BATCH_ID OWNER_URL
@@ -129,16 +129,16 @@ def create(file: str) -> dict[str, Any]:
     return {"batch": format_batch_id(made.id)}
 
 
+def submit(path: str) -> dict[str, Any]:
+    """Store a file and create a batch for it."""
+    return create(upload(path)["file"])
+
+
 def queue(name: str) -> dict[str, Any]:
     """Split a new batch."""
     batch = _batch(name)
     _split(batch)
     return {"batch": str(batch)}
-
-
-def enqueue(path: str) -> dict[str, Any]:
-    """Upload a file, create a batch for it, and split it."""
-    return queue(create(upload(path)["file"])["batch"])
 
 
 def segments(name: str) -> dict[str, Any]:
@@ -266,8 +266,8 @@ if __name__ == "__main__":
     steps: dict[str, Callable[..., dict[str, Any]]] = {
         "upload": upload,
         "create": create,
+        "submit": submit,
         "queue": queue,
-        "enqueue": enqueue,
         "validate": validate,
         "segments": segments,
         "split": split,

@@ -354,7 +354,7 @@ class Settings(BaseSettings):
     worker_concurrency: Annotated[NumberOrAuto, _at_least(1)] = Field(
         default=AUTO,
         description="Max requests in flight per worker. `auto` finds what the engine can use: see "
-        "[engines.md](engines.md#requests-in-flight). For the simulated and the no-op engine it is 32.",
+        "[concurrency.md](concurrency.md). For the simulated and the no-op engine it is 32.",
     )
     worker_max_concurrency: int = Field(
         default=1024, ge=1, description="Max requests in flight that `auto` may find."
