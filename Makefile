@@ -90,6 +90,9 @@ bench-storm: $(VENV)/.dev ## Measure recovery when the leases of 200 workers exp
 bench-engines: $(VENV)/.dev ## Measure an engine that is down for ten minutes, and one of four that is broken
 	@$(BIN)/python -m bench.engine_faults
 
+bench-engine-load: $(VENV)/.dev ## Measure a worker with its defaults against engines that batch, and a bare client
+	@$(BIN)/python -m bench.engine_load
+
 bench-traces: $(VENV)/.dev ## Measure the cost of traces for a worker, off and on
 	@$(BIN)/python -m bench.tracing
 
@@ -136,4 +139,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt again from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow azurite chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-cold-start bench-storm bench-engines bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow azurite chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-cold-start bench-storm bench-engines bench-engine-load bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean

@@ -2,6 +2,7 @@
 
     python -m bench.ingest_steps upload FILE
     python -m bench.ingest_steps create FILE_ID
+    python -m bench.ingest_steps submit FILE
     python -m bench.ingest_steps queue BATCH_ID
     python -m bench.ingest_steps validate FILE
     python -m bench.ingest_steps segments BATCH_ID
@@ -126,6 +127,11 @@ def create(file: str) -> dict[str, Any]:
     """Create a batch for an uploaded file."""
     made = APP.services.batches.create(DEFAULT_TENANT, BatchRequest(file, "bench"))
     return {"batch": format_batch_id(made.id)}
+
+
+def submit(path: str) -> dict[str, Any]:
+    """Store a file and create a batch for it."""
+    return create(upload(path)["file"])
 
 
 def queue(name: str) -> dict[str, Any]:
@@ -260,6 +266,7 @@ if __name__ == "__main__":
     steps: dict[str, Callable[..., dict[str, Any]]] = {
         "upload": upload,
         "create": create,
+        "submit": submit,
         "queue": queue,
         "validate": validate,
         "segments": segments,

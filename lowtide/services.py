@@ -59,7 +59,7 @@ def capacity(settings: Settings) -> Capacity:
         cold_start=settings.cold_start,
         margin=settings.safety_margin,
         tick=settings.tick,
-        in_flight=settings.worker_concurrency,
+        in_flight=settings.assumed_concurrency,
     )
 
 

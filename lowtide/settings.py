@@ -6,7 +6,7 @@ import ipaddress
 import os
 from base64 import b64decode
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 PREFIX = "LOWTIDE_"
 _AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _MASTER_KEY_BYTES: Final = 32
+_CONCURRENCY: Final = 32
+_PREFETCH: Final = 16
 _SHORTEST_SECRET = 6  # a shorter value, such as `test`, also occurs in ordinary log text
 
 
@@ -123,6 +125,27 @@ def _master_key(value: SecretStr) -> SecretStr:
 
 
 MasterKey = Annotated[SecretStr, AfterValidator(_master_key)]
+
+
+AUTO: Final = "auto"
+NumberOrAuto = Literal["auto"] | int
+
+
+def _at_least(least: int) -> BeforeValidator:
+    """Return the validation of a whole number from `least` on, or `auto`."""
+
+    def check(value: object) -> object:
+        if value == AUTO:
+            return value
+        try:
+            number = int(str(value))
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise ValueError(f"must be {AUTO} or a whole number of at least {least}")
+        return number
+
+    return BeforeValidator(check)
 
 
 class EngineKind(StrEnum):
@@ -328,13 +351,18 @@ class Settings(BaseSettings):
         "[simulated-engine.md](simulated-engine.md).",
     )
 
-    worker_concurrency: int = Field(
-        default=32, ge=1, description="Max requests in flight per worker."
+    worker_concurrency: Annotated[NumberOrAuto, _at_least(1)] = Field(
+        default=AUTO,
+        description="Max requests in flight per worker. `auto` finds what the engine can use: see "
+        "[concurrency.md](concurrency.md). For the simulated and the no-op engine it is 32.",
     )
-    worker_prefetch: int = Field(
-        default=16,
-        ge=0,
-        description="Requests that a worker claims in addition to those in flight.",
+    worker_max_concurrency: int = Field(
+        default=1024, ge=1, description="Max requests in flight that `auto` may find."
+    )
+    worker_prefetch: Annotated[NumberOrAuto, _at_least(0)] = Field(
+        default=AUTO,
+        description="Requests that a worker claims in addition to those in flight. `auto`: as many as the "
+        "engine takes while a claim is under way, twice. For the simulated and the no-op engine it is 16.",
     )
     worker_claim_size: int = Field(default=200, ge=1, description="Max requests per claim.")
     worker_memory: int = Field(
@@ -524,6 +552,25 @@ class Settings(BaseSettings):
         if value and scheme in {"file", "memory"}:
             raise ValueError(f"needs a bucket, but LOWTIDE_OBJECT_STORE_URL is {scheme}://")
         return value
+
+    @property
+    def concurrency(self) -> int | None:
+        """The number of requests in flight per worker; None for workers that search for it."""
+        if self.worker_concurrency != AUTO:
+            return self.worker_concurrency
+        return None if self.engine is EngineKind.OPENAI else _CONCURRENCY
+
+    @property
+    def assumed_concurrency(self) -> int:
+        """The number of requests in flight that plans reckon with."""
+        return self.concurrency or _CONCURRENCY
+
+    @property
+    def prefetch(self) -> int | None:
+        """The number of requests claimed beyond those in flight; None to follow the engine."""
+        if self.worker_prefetch != AUTO:
+            return self.worker_prefetch
+        return None if self.engine is EngineKind.OPENAI else _PREFETCH
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Yield the fields for `repr`, with the passwords in addresses masked."""

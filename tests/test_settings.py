@@ -68,6 +68,10 @@ def test_every_unknown_variable_is_named() -> None:
         ("SIMULATED_FAILURE_RATE", "1.1"),
         ("SIMULATED_INTERRUPTION_RATE", "-0.1"),
         ("WORKER_CONCURRENCY", "0"),
+        ("WORKER_CONCURRENCY", "automatic"),
+        ("WORKER_CONCURRENCY", "1.5"),
+        ("WORKER_PREFETCH", "-1"),
+        ("WORKER_MAX_CONCURRENCY", "0"),
         ("DEDICATED_RATE", "0"),
         ("TICK", "-1"),
         ("MAX_LOST_LEASES", "0"),
@@ -80,6 +84,33 @@ def test_bad_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value:
     monkeypatch.setenv(PREFIX + name, value)
     with pytest.raises(ValueError, match=f"^Invalid settings: {PREFIX}{name}: must "):
         read_settings()
+
+
+@pytest.mark.parametrize(
+    ("engine", "concurrency", "prefetch", "expected"),
+    [
+        ("openai", None, None, (None, None, 32)),
+        ("openai", "auto", "auto", (None, None, 32)),
+        ("openai", "64", None, (64, None, 64)),
+        ("openai", None, "0", (None, 0, 32)),
+        ("simulated", None, None, (32, 16, 32)),
+        ("noop", "auto", "auto", (32, 16, 32)),
+        ("simulated", "8", "4", (8, 4, 8)),
+    ],
+)
+def test_workers_of_real_engines_search_for_their_concurrency(
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    concurrency: str | None,
+    prefetch: str | None,
+    expected: tuple[int | None, int | None, int],
+) -> None:
+    monkeypatch.setenv("LOWTIDE_ENGINE", engine)
+    for name, value in (("CONCURRENCY", concurrency), ("PREFETCH", prefetch)):
+        if value is not None:
+            monkeypatch.setenv(f"LOWTIDE_WORKER_{name}", value)
+    settings = read_settings()
+    assert (settings.concurrency, settings.prefetch, settings.assumed_concurrency) == expected
 
 
 def test_error_names_invalid_part_of_fault_plan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,14 +56,14 @@ def _model_misfits(report: EngineReport, models: Collection[str]) -> list[Misfit
 def _concurrency_misfits(report: EngineReport, settings: Settings) -> list[Misfit]:
     found = []
     concurrency, slots = settings.worker_concurrency, report.max_running
-    if slots is not None and concurrency != slots:
+    if slots is not None and isinstance(concurrency, int) and concurrency != slots:
         effect = (
             "the rest of the engine stays idle"
             if concurrency < slots
             else "more wait in the engine than run, and their time counts as LOWTIDE_ENGINE_TIMEOUT"
         )
         text = f"{concurrency} requests in flight, but the engine runs {slots} at once: {effect}."
-        found.append(Misfit("LOWTIDE_WORKER_CONCURRENCY", f"{text} Set it to {slots}."))
+        found.append(Misfit("LOWTIDE_WORKER_CONCURRENCY", f"{text} Set it to auto."))
     for name in ("spot_replicas", "dedicated_replicas"):
         replicas = getattr(settings, name)
         if replicas > 1 and name in settings.model_fields_set:

@@ -14,6 +14,7 @@ from lowtide.engines.outcomes import Answered
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from lowtide.engines.load import EngineLoad
     from lowtide.engines.outcomes import Outcome
     from lowtide.telemetry.tracing import TraceContext
 
@@ -103,6 +104,13 @@ class Engine(Protocol):
         """Set the max number of requests in flight; those already running continue."""
         ...
 
+    async def load(self) -> EngineLoad | None:
+        """Return the requests in the engine; None if it does not report them.
+
+        Takes seconds at most, whatever the engine does, and never raises.
+        """
+        ...
+
     async def models(self) -> Sequence[str]:
         """Return the models served; empty if the engine serves any name."""
         ...
@@ -131,6 +139,10 @@ class NoopEngine:
 
     def limit(self, in_flight: int) -> None:
         """Do nothing: no request is ever in flight."""
+
+    async def load(self) -> EngineLoad | None:
+        """Report nothing."""
+        return None
 
     async def models(self) -> Sequence[str]:
         """Return no names: any model is served."""

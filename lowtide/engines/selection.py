@@ -10,13 +10,17 @@ from lowtide.settings import EngineKind
 
 if TYPE_CHECKING:
     from lowtide.engines.flow import ByteBudget
+    from lowtide.engines.load import LoadMeter
     from lowtide.engines.model import Engine
     from lowtide.engines.simulation.faults import Faults
     from lowtide.settings import Settings
 
 
-def build_engine(settings: Settings, budget: ByteBudget) -> Engine:
-    """Return the engine of `settings.engine`; import only that engine's libraries."""
+def build_engine(settings: Settings, budget: ByteBudget, meter: LoadMeter | None = None) -> Engine:
+    """Return the engine of `settings.engine`; import only that engine's libraries.
+
+    `meter` measures the requests at a real engine.
+    """
     match settings.engine:
         case EngineKind.SIMULATED:
             from lowtide.engines.simulated import SimulatedEngine
@@ -27,7 +31,7 @@ def build_engine(settings: Settings, budget: ByteBudget) -> Engine:
                 tokens=settings.simulated_tokens,
                 failure_rate=settings.simulated_failure_rate,
                 interruption_rate=settings.simulated_interruption_rate,
-                concurrency=settings.worker_concurrency,
+                concurrency=settings.assumed_concurrency,
                 faults=_faults(settings),
             )
         case EngineKind.OPENAI:
@@ -37,9 +41,10 @@ def build_engine(settings: Settings, budget: ByteBudget) -> Engine:
                 settings.engine_url,
                 api_key=settings.engine_api_key.get_secret_value(),
                 timeout=settings.engine_timeout,
-                concurrency=settings.worker_concurrency,
+                concurrency=settings.concurrency or settings.worker_max_concurrency,
                 max_response_bytes=settings.max_response_bytes,
                 budget=budget,
+                meter=meter,
             )
         case EngineKind.NOOP:
             from lowtide.engines.model import NoopEngine

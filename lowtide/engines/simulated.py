@@ -19,6 +19,7 @@ from lowtide.engines.simulation.answers import answer, failure
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from lowtide.engines.load import EngineLoad
     from lowtide.engines.model import Ping
     from lowtide.engines.outcomes import Outcome
     from lowtide.engines.simulation.faults import Faults
@@ -106,6 +107,10 @@ class SimulatedEngine:
         self._free += limit - self._limit
         self._limit = limit
         self._start_waiting()
+
+    async def load(self) -> EngineLoad | None:
+        """Report nothing."""
+        return None
 
     async def models(self) -> Sequence[str]:
         """Return no names: any model is served."""

@@ -14,6 +14,7 @@ import msgspec
 from lowtide.engines.breaker import Probed
 from lowtide.engines.connection import Connection, Origin
 from lowtide.engines.flow import Arrivals, ByteBudget, Slots
+from lowtide.engines.load import LoadMeter, read_load
 from lowtide.engines.model import probed_by
 from lowtide.engines.outcomes import Answered, NoAnswer, Unanswered
 from lowtide.engines.receiving import BrokenReplyError, Intake
@@ -22,6 +23,7 @@ from lowtide.engines.replies import outcome_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from lowtide.engines.load import EngineLoad
     from lowtide.engines.model import EngineRequest, Ping
     from lowtide.engines.outcomes import Outcome
     from lowtide.engines.replies import Reply
@@ -33,6 +35,7 @@ _CONNECT_TIMEOUT = 10.0
 # uvicorn, under vLLM and most others, drops idle connections after 5 s: close them before.
 _KEEP_ALIVE = 4.0
 _PROBE_TIMEOUT = 10.0
+_LOAD_TIMEOUT = 2.0
 _LONGEST_LIST: Final = 4 << 20
 # A path unknown to the upstream, or closed to a key that may only infer.
 _INCONCLUSIVE: Final = frozenset({403, 404, 405, 501})
@@ -52,8 +55,8 @@ class UpstreamEngine:
     """Posts each request to `base_url` + endpoint, over kept connections.
 
     `timeout` is in seconds for one request, including connecting but not the wait for one of the
-    `concurrency` slots. A redirect is followed only if it adds or removes a trailing slash, and is
-    an answer otherwise; proxies are not used. Raises ValueError for a URL that is not http(s).
+    `concurrency` slots; `meter` measures the requests in these. A redirect is followed only if it
+    adds or removes a trailing slash, and is an answer otherwise; proxies are not used. Raises ValueError for a URL that is not http(s).
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class UpstreamEngine:
         concurrency: int = 32,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         budget: ByteBudget | None = None,
+        meter: LoadMeter | None = None,
     ) -> None:
         self._origin = Origin.parse(base_url, api_key.strip())
         self._tls = ssl.create_default_context() if self._origin.encrypted else None
@@ -74,6 +78,7 @@ class UpstreamEngine:
         self._budget = budget or ByteBudget(sys.maxsize)
         self._intake = Intake(self._budget)
         self._slots = Slots(concurrency)
+        self._meter = meter or LoadMeter()
         self._idle: list[Connection] = []
         self._calls: list[tuple[Arrivals, list[asyncio.Task[None]]]] = []
 
@@ -127,6 +132,15 @@ class UpstreamEngine:
         """Set the max number of requests in flight; those already running continue."""
         self._slots.limit(in_flight)
 
+    async def load(self) -> EngineLoad | None:
+        """Return the load that `GET /metrics` reports."""
+        try:
+            async with asyncio.timeout(_LOAD_TIMEOUT):
+                reply = await self._exchange(self._origin.get("/metrics"), b"")
+        except Exception:  # noqa: BLE001 - as for every request; probes find a bad engine
+            return None
+        return read_load(reply.body) if reply.status == 200 else None
+
     async def models(self) -> Sequence[str]:
         """Return the ids that `GET /v1/models` lists; empty if it fails."""
         try:
@@ -151,9 +165,17 @@ class UpstreamEngine:
         while queue:
             request = queue.popleft()
             async with self._slots:
-                outcome = await self._send(request)
+                outcome = await self._measured(request)
             arrivals.add(request.key, outcome)
             del request, outcome
+
+    async def _measured(self, request: EngineRequest) -> Outcome:
+        began, outcome = self._meter.begin(), None
+        try:
+            outcome = await self._send(request)
+        finally:
+            self._meter.end(began, outcome)
+        return outcome
 
     async def _send(self, request: EngineRequest) -> Outcome:
         try:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from lowtide.core.durations import ExponentialBackoff
 from lowtide.core.ids import new_id
 from lowtide.engines.catalog import ModelCatalog
+from lowtide.engines.concurrency import Concurrency
 from lowtide.engines.flow import ByteBudget
+from lowtide.engines.load import LoadMeter
 from lowtide.engines.outcomes import RetryPolicy
 from lowtide.engines.selection import build_engine
 from lowtide.queue.rates import RateStore
@@ -18,12 +20,14 @@ from lowtide.worker.inputs import InputLoader
 from lowtide.worker.lease import LeaseKeeper, Utilization
 from lowtide.worker.loop import Worker, WorkerRules
 from lowtide.worker.results import FlushRules, ResultWriter
+from lowtide.worker.tuning import ConcurrencyTuner
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from lowtide.batches.sealed_answers import Answers
     from lowtide.core.pools import Pool
+    from lowtide.engines.model import Engine as InferenceEngine
     from lowtide.events.publisher import Publisher
     from lowtide.objects.store import ObjectStore
     from lowtide.settings import Settings
@@ -44,11 +48,12 @@ def build_worker(
     instance: str,
 ) -> Worker:
     """Return a worker of a pool with its own engine; `instance` names its leases."""
+    utilization = Utilization(full=_max_concurrency(settings))
     queue = QueueStore(database, new_id=new_id, lease_duration=settings.lease_duration)
     keeper = LeaseKeeper(
         queue,
         RateStore(database),
-        Utilization(full=settings.worker_concurrency),
+        utilization,
         pool=pool,
         worker=instance,
         duration=settings.lease_duration,
@@ -56,15 +61,9 @@ def build_worker(
     rng = random.Random()  # noqa: S311
     budget = ByteBudget(settings.worker_memory)
     flush = FlushRules(settings.worker_flush_lines, settings.worker_flush_interval)
-    engine = build_engine(settings, budget)
-    watch = EngineWatch(
-        engine,
-        meter,
-        concurrency=settings.worker_concurrency,
-        cap=settings.retry_cap,
-        patience=settings.cold_start,
-        rng=rng,
-    )
+    load_meter = LoadMeter()
+    engine = build_engine(settings, budget, load_meter)
+    watch = _watch(settings, engine, meter, rng)
     policy = RetryPolicy(settings.max_attempts, settings.retry_base, settings.retry_cap)
     return Worker(
         queue,
@@ -81,14 +80,44 @@ def build_worker(
         policy=policy,
         rng=rng,
         tracer=tracer,
+        tuner=_tuner(settings, engine, load_meter, watch, utilization),
     )
+
+
+def _max_concurrency(settings: Settings) -> int:
+    return settings.concurrency or settings.worker_max_concurrency
+
+
+def _watch(
+    settings: Settings, engine: InferenceEngine, meter: WorkerMetrics, rng: random.Random
+) -> EngineWatch:
+    return EngineWatch(
+        engine,
+        meter,
+        concurrency=_max_concurrency(settings),
+        cap=settings.retry_cap,
+        patience=settings.cold_start,
+        rng=rng,
+    )
+
+
+def _tuner(
+    settings: Settings,
+    engine: InferenceEngine,
+    meter: LoadMeter,
+    watch: EngineWatch,
+    utilization: Utilization,
+) -> ConcurrencyTuner | None:
+    if settings.concurrency is not None:
+        return None
+    search = Concurrency(settings.worker_max_concurrency)
+    return ConcurrencyTuner(engine, meter, watch, utilization, search)
 
 
 def _rules(settings: Settings, pool: Pool) -> WorkerRules:
     return WorkerRules(
         pool=pool,
-        concurrency=settings.worker_concurrency,
-        prefetch=settings.worker_prefetch,
+        prefetch=settings.prefetch,
         claim_size=settings.worker_claim_size,
         grace=settings.worker_grace,
     )

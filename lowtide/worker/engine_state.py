@@ -37,6 +37,11 @@ class Throttle:
         """Return a throttle that admits `limit` requests."""
         return cls(limit, float(limit))
 
+    def allowing(self, most: int) -> Throttle:
+        """Return the throttle with another max; a limit below the old one stays."""
+        limit = float(most) if self.limit >= self.most else min(self.limit, float(most))
+        return replace(self, most=most, limit=limit)
+
     def in_flight(self, now: float) -> int:
         """Return the max number of requests in flight now; 0 during a pause."""
         return 0 if now < self.paused_until else max(1, int(self.limit))

@@ -60,7 +60,8 @@ class EngineWatch:
     """Attributes outcomes and keeps the breaker; `run` it concurrently with the worker.
 
     It calls `on_change` when more or fewer requests may be claimed, `on_open` when everything must
-    be released, and `on_state` when the breaker's state or reason changes. `patience` bounds the
+    be released, `on_pressure` when the engine refused a round of requests, and `on_state` when the
+    breaker's state or reason changes. `patience` bounds the
     engine's start, `cap` bounds pauses; times are in seconds.
     """
 
@@ -92,6 +93,7 @@ class EngineWatch:
         self._changed = asyncio.Event()
         self.on_change: Callable[[], None] = _do_nothing
         self.on_open: Callable[[], None] = _do_nothing
+        self.on_pressure: Callable[[], None] = _do_nothing
         self.on_state: Callable[[BreakerState, str], None] = _do_nothing
 
     @property
@@ -103,6 +105,11 @@ class EngineWatch:
     def is_probing(self) -> bool:
         """True while the next request is the canary."""
         return self._breaker.state is BreakerState.PROBING
+
+    @property
+    def is_paused(self) -> bool:
+        """True while no request may be sent because the engine refused some."""
+        return not self._throttle.in_flight(self._timer())
 
     @property
     def reason(self) -> str:
@@ -120,14 +127,25 @@ class EngineWatch:
         if breaker.state is not BreakerState.CLOSED:
             raise Unavailable(f"engine_unavailable: {breaker.reason}")
 
-    def capacity(self, limit: int) -> int:
-        """Return the max number of claimed requests: `limit` while the engine is well."""
+    @property
+    def concurrency(self) -> int:
+        """The max number of requests in flight while the engine is well."""
+        return self._throttle.most
+
+    def allow(self, concurrency: int) -> None:
+        """Change the max number of requests in flight."""
+        self._throttle = self._throttle.allowing(concurrency)
+        self._apply_limit()
+
+    def capacity(self, prefetch: int) -> int:
+        """Return the max number of claimed requests; with `prefetch` ones while the engine is well."""
         if self.is_shut_off:
             return 0
         if self.is_probing:
             return 1
+        most = self._throttle.most
         in_flight = self._throttle.in_flight(self._timer())
-        return -(-limit * in_flight // self._throttle.most)
+        return -(-(most + prefetch) * in_flight // most)
 
     def succeeded(self, requests: int, models: Iterable[str | None] = ()) -> None:
         """Record successes of requests of `models`."""
@@ -223,7 +241,10 @@ class EngineWatch:
         now = self._timer()
         if fault is Fault.BACK_PRESSURE:
             wait = outcome.retry_after if isinstance(outcome, Answered) else None
+            rounds = self._throttle.rounds
             self._throttle = self._throttle.pressed(now, self._rng, cap=self._cap, wait=wait)
+            if self._throttle.rounds > rounds:
+                self.on_pressure()
             self._apply_limit()
         if fault is not Fault.ENGINE:
             return False

@@ -33,7 +33,7 @@ class Utilization:
     """
 
     def __init__(self, full: int, timer: Callable[[], float] = monotonic) -> None:
-        self._full = full
+        self.full = full
         self._timer = timer
         self.restart()
 
@@ -72,7 +72,7 @@ class Utilization:
 
     @property
     def _is_counting(self) -> bool:
-        return self._claimed >= self._full and self._turnover >= self._full
+        return self._claimed >= self.full and self._turnover >= self.full
 
     def _advance(self) -> None:
         now = self._timer()

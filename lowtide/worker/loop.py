@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from lowtide.core.errors import LowtideError
 from lowtide.engines.breaker import BreakerState
 from lowtide.telemetry.tracing import UNTRACED
+from lowtide.worker.prefetch import Prefetch, refill_at
 from lowtide.worker.runner import Runner
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from lowtide.worker.lease import LeaseKeeper
     from lowtide.worker.metrics import WorkerMetrics
     from lowtide.worker.results import ResultWriter
+    from lowtide.worker.tuning import ConcurrencyTuner
 
 
 _log = logging.getLogger(__name__)
@@ -44,22 +46,12 @@ DRAIN_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerRules:
-    """Settings of a worker; `grace` in seconds.
-
-    A worker has up to `concurrency + prefetch` unfinished requests, and claims more once a quarter
-    of that is free.
-    """
+    """Settings of a worker; `grace` in seconds, `prefetch` None to follow the engine."""
 
     pool: Pool
-    concurrency: int
-    prefetch: int
+    prefetch: int | None
     claim_size: int
     grace: float
-
-    @property
-    def capacity(self) -> int:
-        """The max number of unfinished requests."""
-        return self.concurrency + self.prefetch
 
 
 class Worker:
@@ -82,6 +74,7 @@ class Worker:
         policy: RetryPolicy,
         rng: Random,
         tracer: Tracer = UNTRACED,
+        tuner: ConcurrencyTuner | None = None,
     ) -> None:
         self._queue = queue
         self._engine = engine
@@ -93,6 +86,8 @@ class Worker:
         self._budget = budget
         self._watch = watch
         self._rules = rules
+        self._tuner = tuner
+        self._prefetch = Prefetch(rules.prefetch)
         self._stopping = False
         self._room = asyncio.Event()
         self._work = asyncio.Event()
@@ -110,6 +105,7 @@ class Worker:
             rng=rng,
             tracer=tracer,
             on_room=self._room.set,
+            prefetch=self._prefetch,
         )
 
     def wake(self) -> None:
@@ -142,6 +138,8 @@ class Worker:
                     background.create_task(self._keeper.keep(self._runner.abandon)),
                     background.create_task(self._writer.run(self._room.set)),
                 ]
+                if self._tuner is not None:
+                    background_tasks.append(background.create_task(self._tuner.run()))
                 await self._pull()
                 await self._runner.finish(self._rules.grace)
                 await self._writer.drain(DRAIN_SECONDS)
@@ -170,10 +168,11 @@ class Worker:
             # Cleared before the claim, so that a notification from here on ends the wait.
             self._room.clear()
             self._work.clear()
-            capacity = self._watch.capacity(self._rules.capacity)
+            prefetch = self._prefetch.size(self._watch.concurrency)
+            capacity = self._watch.capacity(prefetch)
             free = capacity - self._runner.held
             is_full = self._writer.is_congested or self._budget.is_spent
-            if free < max(1, capacity // 4) or is_full:
+            if free < refill_at(capacity, prefetch) or is_full:
                 await self._pause(self._room, 1.0)
                 continue
             claims = await self._claim(min(free, self._rules.claim_size))
@@ -192,8 +191,10 @@ class Worker:
         if self._keeper.lease is None:
             return ()
         lease, pool, lacking = self._keeper.lease, self._rules.pool, self._watch.lacking
+        began = monotonic()
         try:
             claims = await asyncio.to_thread(self._queue.claim, lease, pool, lines, lacking)
+            self._prefetch.claimed(monotonic() - began)
             if claims or not lacking or not self._watch.is_probing:
                 return claims
             # Only requests of missing models wait: one of them is the canary.

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lowtide.worker.inputs import InputLoader
     from lowtide.worker.lease import Utilization
     from lowtide.worker.metrics import WorkerMetrics
+    from lowtide.worker.prefetch import Prefetch
     from lowtide.worker.results import ResultWriter
 
 
@@ -69,6 +70,7 @@ class Runner:
         rng: Random,
         tracer: Tracer,
         on_room: Callable[[], None],
+        prefetch: Prefetch,
     ) -> None:
         self._engine = engine
         self._watch = watch
@@ -81,6 +83,7 @@ class Runner:
         self._rng = rng
         self._tracer = tracer
         self._on_room = on_room
+        self._prefetch = prefetch
         self._keys = count()
         self._claims: dict[int, Claim] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -160,6 +163,7 @@ class Runner:
     async def _run_part(self, part: Mapping[int, Claim], work: _Set) -> None:
         try:
             loaded = await self._loader.load(part)
+            self._prefetch.loaded(monotonic() - work.started)
             self._add_settled(loaded.settled, work.spans)
             groups = self._engine.run(self._requests(loaded.bodies, work))
             # The engine frees each body when its request ends: no other reference may remain.
@@ -220,6 +224,7 @@ class Runner:
         for key in keys:
             self._claims.pop(key, None)
         self._loader.release(keys)
+        self._prefetch.ended(len(keys))
         self._on_room()
         return self._utilization.left(len(keys), ran=ran)
 

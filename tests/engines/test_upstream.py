@@ -10,6 +10,7 @@ import pytest
 
 from lowtide.engines.breaker import Probed
 from lowtide.engines.flow import ByteBudget
+from lowtide.engines.load import EngineLoad, LoadMeter
 from lowtide.engines.model import EngineRequest, Ping
 from lowtide.engines.outcomes import Answered, RetryPolicy, Unanswered, Usage
 from lowtide.engines.upstream import UpstreamEngine
@@ -601,3 +602,53 @@ def test_limit_is_enforced_and_raised(upstream: ScriptedUpstream) -> None:
         await engine.close()
 
     asyncio.run(main())
+
+
+METRICS = b"vllm:num_requests_running 7.0\nvllm:num_requests_waiting 2.0\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "load"),
+    [
+        ("200 OK", METRICS, EngineLoad(7, 2)),
+        ("200 OK", b"# no metrics of an engine\n", None),
+        ("404 Not Found", METRICS, None),
+        ("501 Not Implemented", b"{}", None),
+    ],
+)
+def test_load_is_read_from_the_upstreams_metrics(
+    upstream: ScriptedUpstream, status: str, body: bytes, load: EngineLoad | None
+) -> None:
+    upstream.reply("models", body, status=status)
+    assert asyncio.run(_load(upstream.url)) == load
+    assert upstream.requests[0][0].startswith(b"GET /metrics ")
+
+
+@pytest.mark.parametrize(
+    ("data", "then"), [(b"", "hang"), (b"", "close"), (b"garbage\r\n", "hang")]
+)
+def test_load_of_bad_upstream_is_unknown(
+    upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, data: bytes, then: str
+) -> None:
+    monkeypatch.setattr("lowtide.engines.upstream._LOAD_TIMEOUT", 0.2)
+    upstream.reply("models", b"")
+    scripted = upstream.scripts["models"]
+    scripted.data, scripted.then = data, then
+    assert asyncio.run(_load(upstream.url)) is None
+
+
+async def _load(url: str) -> EngineLoad | None:
+    engine = UpstreamEngine(url)
+    try:
+        return await engine.load()
+    finally:
+        await engine.close()
+
+
+def test_meter_sees_requests_in_flight_and_their_tokens(upstream: ScriptedUpstream) -> None:
+    meter = LoadMeter()
+    outcomes = ask(upstream.url, *[b'{"model":"m"}'] * 5, concurrency=2, meter=meter)
+    assert all(isinstance(outcome, Answered) for outcome in outcomes)
+    interval = meter.take()
+    assert (interval.answers, interval.work, interval.at_end) == (5, 20.0, 0)
+    assert 0 < interval.latency <= 2 * interval.seconds

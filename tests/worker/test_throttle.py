@@ -54,3 +54,12 @@ def test_pauses_double_without_retry_after() -> None:
         now = throttle.paused_until
     assert all(2.0**n / 2 <= pause <= 2.0**n for n, pause in enumerate(pauses[:7]))
     assert max(pauses) <= 120.0
+
+
+def test_another_max_applies_at_once_unless_back_pressure_lowered_the_limit() -> None:
+    throttle = Throttle.of(32)
+    assert throttle.allowing(64).in_flight(0.0) == 64
+    assert throttle.allowing(8).in_flight(0.0) == 8
+    pressed = _pressed(throttle, 0.0)
+    assert pressed.allowing(64).in_flight(300.0) == 16
+    assert pressed.allowing(10).in_flight(300.0) == 10

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from lowtide.core.ids import LeaseId
+    from lowtide.engines.load import EngineLoad
     from lowtide.engines.model import EngineRequest, Ping
     from lowtide.events.model import Event
     from lowtide.queue.claims import Claim, Finished, Returned, Settled
@@ -99,6 +100,9 @@ class ScriptedEngine:
 
     def limit(self, in_flight: int) -> None:
         self.limits.append(in_flight)
+
+    async def load(self) -> EngineLoad | None:
+        return None
 
     async def models(self) -> Sequence[str]:
         return ("model-a", "model-b")
@@ -316,7 +320,7 @@ class Bench:
         worker = Worker(
             queue, engine, InputLoader(store, budget, rng),
             keeper, writer, meter, backoff, ModelCatalog(world.worker), budget, watch,
-            rules=WorkerRules(pool, concurrency, prefetch, 200, grace),
+            rules=WorkerRules(pool, prefetch, 200, grace),
             policy=policy,
             rng=rng,
             tracer=tracer,

@@ -1,0 +1,180 @@
+"""An OpenAI-compatible server with continuous batching, and a bare asyncio client of it.
+
+    python -m bench.engine_server serve MAX_NUM_SEQS                   prints its port
+    python -m bench.engine_server ask PORT FILE SECONDS IN_FLIGHT...   prints when each try began
+
+The server answers like vLLM, `/metrics` included; `bench.batching` decides when. The length of an
+answer depends on the request alone. `GET /timeline` returns a sample of the engine every 100 ms,
+`POST /resize/N` changes the size of its batch. The client does the minimum: connections that stay
+open, one request at a time on each, and the response read in full. It sends the requests of a batch
+file over and over, with each number in flight for so many seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from itertools import count, cycle
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from bench.batching import Batch, Hardware
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+HOST = "127.0.0.1"
+SAMPLE_SECONDS = 0.1
+MEAN_TOKENS, SPREAD, MAX_TOKENS = 40, 0.7, 200
+_LAG = 0.1
+METRICS = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="bench"} %.1f
+# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="bench"} %.1f
+"""
+MODELS = b'{"object":"list","data":[{"id":"bench","object":"model"}]}'
+
+
+def tokens_of(body: bytes) -> int:
+    """Return the length of a request's answer: log-normal, 40 tokens on average."""
+    length = Random(crc32(body)).lognormvariate(0.0, SPREAD)  # noqa: S311
+    return max(1, min(round(length * MEAN_TOKENS * 0.78), MAX_TOKENS))
+
+
+class Server:
+    """Runs the batch in real time, and serves it."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        self._batch = Batch(hardware)
+        self._ids = count()
+        self._waiters: dict[int, asyncio.Future[None]] = {}
+        self._work = asyncio.Event()
+        self._completed = 0
+        self._samples: list[tuple[float, int, int, int, int]] = []
+
+    async def run(self) -> None:
+        """Serve forever."""
+        server = await asyncio.start_server(self._connect, HOST, 0, backlog=2048)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._step())
+            tasks.create_task(self._sample())
+            tasks.create_task(server.serve_forever())
+
+    async def _step(self) -> None:
+        ends_at = time.monotonic()
+        while True:
+            seconds = self._batch.begin_step()
+            if not seconds:
+                self._work.clear()
+                await self._work.wait()
+                ends_at = time.monotonic()
+                continue
+            now = time.monotonic()
+            # A step that was late shortens the next one, unless the machine is too slow for that.
+            ends_at = max(ends_at, now - _LAG) + seconds
+            await asyncio.sleep(ends_at - now)
+            for request in self._batch.end_step():
+                self._completed += 1
+                waiter = self._waiters.pop(request)
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def _sample(self) -> None:
+        while True:
+            self._samples.append(self._now())
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    def _now(self) -> tuple[float, int, int, int, int]:
+        batch = self._batch
+        return time.time(), batch.tokens, batch.running, batch.waiting, self._completed
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                body = await reader.readexactly(length_of(head))
+                method, path, _ = head.split(b" ", 2)
+                answer = await self._answer(method.decode(), path.decode(), body)
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+                    b"Content-Length: %d\r\n\r\n%s" % (len(answer), answer)
+                )
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async def _answer(self, method: str, path: str, body: bytes) -> bytes:
+        if path == "/metrics":
+            return (METRICS % (self._batch.running, self._batch.waiting)).encode()
+        if path == "/timeline":
+            return json.dumps([*self._samples, self._now()]).encode()
+        if path.startswith("/resize/"):
+            self._batch.resize(int(path.rpartition("/")[2]))
+            return b"{}"
+        return MODELS if method == "GET" else await self._complete(body)
+
+    async def _complete(self, body: bytes) -> bytes:
+        request, tokens = next(self._ids), tokens_of(body)
+        waiter = self._waiters[request] = asyncio.get_running_loop().create_future()
+        self._batch.add(request, tokens)
+        self._work.set()
+        await waiter
+        return (
+            b'{"id":"chatcmpl-%d","object":"chat.completion","model":"bench","choices":[{"index":0,'
+            b'"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}],"usage":'
+            b'{"prompt_tokens":20,"completion_tokens":%d,"total_tokens":%d}}'
+            % (request, b"word " * tokens, tokens, 20 + tokens)
+        )
+
+
+async def ask(port: int, bodies: Iterable[bytes], in_flight: int, seconds: float) -> float:
+    """Send requests over `in_flight` connections for a time; return when that began."""
+    left = cycle(bodies)
+
+    async def work() -> None:
+        reader, writer = await asyncio.open_connection(HOST, port)
+        for body in left:
+            writer.write(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/"
+                b"json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            await reader.readexactly(length_of(await reader.readuntil(b"\r\n\r\n")))
+
+    began = time.time()
+    tasks = [asyncio.create_task(work()) for _ in range(in_flight)]
+    await asyncio.wait(tasks, timeout=seconds)
+    for task in tasks:
+        task.cancel()
+    return began
+
+
+def length_of(head: bytes) -> int:
+    """Return the Content-Length of a request or a response."""
+    return int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
+
+
+def _bodies(path: str) -> list[bytes]:
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [json.dumps(json.loads(line)["body"]).encode() for line in lines]
+
+
+async def _serve(max_num_seqs: int) -> None:
+    await Server(Hardware(max_num_seqs)).run()
+
+
+if __name__ == "__main__":
+    step, *arguments = sys.argv[1:]
+    if step == "serve":
+        asyncio.run(_serve(int(arguments[0])))
+    else:
+        port, path, seconds, *numbers = arguments
+        bodies = _bodies(path)
+        tries = [asyncio.run(ask(int(port), bodies, int(n), float(seconds))) for n in numbers]
+        print(json.dumps(tries))

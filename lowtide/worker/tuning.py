@@ -1,0 +1,111 @@
+"""Keeps a worker's requests in flight at what its engine can use."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from lowtide.engines.concurrency import TICK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lowtide.engines.concurrency import Concurrency
+    from lowtide.engines.load import EngineLoad, LoadMeter
+    from lowtide.engines.model import Engine
+    from lowtide.worker.engine_watch import EngineWatch
+    from lowtide.worker.lease import Utilization
+
+
+_log = logging.getLogger(__name__)
+_ASK_AGAIN: Final = 30.0
+"""Seconds until an engine that reports no load is asked again."""
+_MISSING: Final = 5.0
+"""Seconds without a report after which a reporting engine counts as one that does not report."""
+
+
+class ConcurrencyTuner:
+    """Observes the engine and sets the watch's limit; `run` it concurrently with the worker.
+
+    Utilization, which measures the worker's rate, counts only once the limit has settled.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        meter: LoadMeter,
+        watch: EngineWatch,
+        utilization: Utilization,
+        concurrency: Concurrency,
+        *,
+        tick: float = TICK,
+        timer: Callable[[], float] = monotonic,
+    ) -> None:
+        self._engine = engine
+        self._meter = meter
+        self._watch = watch
+        self._utilization = utilization
+        self._concurrency = concurrency
+        self._tick = tick
+        self._timer = timer
+        self._reported_at: float | None = None
+        self._ask_at = timer()
+        self._was_settled = False
+        watch.on_pressure = self._refused
+        self._apply()
+
+    async def run(self) -> None:
+        """Observe the engine once per tick, until cancelled."""
+        while True:
+            await asyncio.sleep(self._tick)
+            if self._watch.is_shut_off:
+                self._restart()
+                continue
+            if self._watch.is_paused:
+                self._meter.take()
+                continue
+            load = await self._load()
+            if load is None and self._reports:
+                continue
+            self._concurrency.observe(self._timer(), self._meter.take(), load)
+            self._apply()
+
+    @property
+    def _reports(self) -> bool:
+        """Whether the engine reported its load a short while ago."""
+        return self._reported_at is not None and self._timer() - self._reported_at < _MISSING
+
+    async def _load(self) -> EngineLoad | None:
+        now = self._timer()
+        if now < self._ask_at:
+            return None
+        load = await self._engine.load()
+        if load is not None:
+            self._reported_at = now
+        elif not self._reports:
+            self._ask_at = now + _ASK_AGAIN
+        return load
+
+    def _restart(self) -> None:
+        """Search again once the engine is back: it may be another one."""
+        self._meter.take()
+        self._ask_at = self._timer()
+        self._concurrency.restart()
+        self._apply()
+
+    def _refused(self) -> None:
+        self._concurrency.refused(self._timer())
+        self._apply()
+
+    def _apply(self) -> None:
+        limit, is_settled = self._concurrency.limit, self._concurrency.is_settled
+        self._utilization.full = limit if is_settled else sys.maxsize
+        if limit != self._watch.concurrency:
+            _log.debug("worker.concurrency", extra={"limit": limit})
+            self._watch.allow(limit)
+        if is_settled and not self._was_settled:
+            _log.info("worker.concurrency_settled", extra={"limit": limit})
+        self._was_settled = is_settled
