@@ -230,10 +230,10 @@ def run(*arguments: str, exit_code: int = 0, **settings: str) -> str:
 
 def test_command_prints_report_and_misfits() -> None:
     with serving(LLAMA_CPP) as url:
-        output = run(ENGINE_URL=url, ENDPOINTS=f"{CHAT},{EMBEDDINGS}")
+        output = run(ENGINE_URL=url, ENDPOINTS=f"{CHAT},{EMBEDDINGS}", WORKER_CONCURRENCY="32")
         assert "llama.cpp b6900-abc123" in output
         assert "LOWTIDE_WORKER_CONCURRENCY: 32 requests in flight" in output
-        printed = json.loads(run(url, "--json", ENDPOINTS=CHAT, WORKER_CONCURRENCY="4"))
+        printed = json.loads(run(url, "--json", ENDPOINTS=CHAT))
     assert printed["models"] == [{"name": "qwen.gguf", "context": 4096}]
     assert printed["endpoints"] == {CHAT: ""}
     assert [each["setting"] for each in printed["misfits"]] == ["LOWTIDE_MAX_LINE_BYTES"]
