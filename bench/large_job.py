@@ -29,6 +29,7 @@ from sqlalchemy import text
 
 from bench.batch_files import write_batch_file
 from bench.stage import peak_megabytes
+from lowtide.batches.model import FINAL_STATUSES
 from lowtide.cli.client import open_client
 from lowtide.cli.pools import pause_pool, resume_pool
 from lowtide.core.pools import Pool
@@ -72,7 +73,6 @@ TO_SPLIT = text("""
 SELECT count(*) FROM batches b WHERE id = ANY(cast(:batches AS uuid[])) AND (
   status = 'validating' OR EXISTS (SELECT FROM segments WHERE batch_id = b.id AND split_at IS NULL))
 """)
-ENDED = {"completed", "failed", "expired", "cancelled"}
 SIZE = text("SELECT pg_database_size(current_database())")
 
 
@@ -145,7 +145,7 @@ class Stack:
             for pool in Pool:
                 resume_pool(pool, self.folder)
         for batch in ids:
-            while (state := self.client.batches.retrieve(batch)).status not in ENDED:
+            while (state := self.client.batches.retrieve(batch)).status not in FINAL_STATUSES:
                 time.sleep(0.2)
             assert state.status == "completed", state
             assert state.request_counts is not None

@@ -561,6 +561,11 @@ class Settings(BaseSettings):
         return None if self.engine is EngineKind.OPENAI else _CONCURRENCY
 
     @property
+    def max_concurrency(self) -> int:
+        """The most requests in flight per worker, found or given."""
+        return self.concurrency or self.worker_max_concurrency
+
+    @property
     def assumed_concurrency(self) -> int:
         """The number of requests in flight that plans reckon with."""
         return self.concurrency or _CONCURRENCY

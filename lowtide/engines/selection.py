@@ -41,7 +41,7 @@ def build_engine(settings: Settings, budget: ByteBudget, meter: LoadMeter | None
                 settings.engine_url,
                 api_key=settings.engine_api_key.get_secret_value(),
                 timeout=settings.engine_timeout,
-                concurrency=settings.concurrency or settings.worker_max_concurrency,
+                concurrency=settings.max_concurrency,
                 max_response_bytes=settings.max_response_bytes,
                 budget=budget,
                 meter=meter,

@@ -56,7 +56,8 @@ class UpstreamEngine:
 
     `timeout` is in seconds for one request, including connecting but not the wait for one of the
     `concurrency` slots; `meter` measures the requests in these. A redirect is followed only if it
-    adds or removes a trailing slash, and is an answer otherwise; proxies are not used. Raises ValueError for a URL that is not http(s).
+    adds or removes a trailing slash, and is an answer otherwise; proxies are not used. Raises
+    ValueError for a URL that is not http(s).
     """
 
     def __init__(

@@ -48,7 +48,7 @@ def build_worker(
     instance: str,
 ) -> Worker:
     """Return a worker of a pool with its own engine; `instance` names its leases."""
-    utilization = Utilization(full=_max_concurrency(settings))
+    utilization = Utilization(full=settings.max_concurrency)
     queue = QueueStore(database, new_id=new_id, lease_duration=settings.lease_duration)
     keeper = LeaseKeeper(
         queue,
@@ -84,17 +84,13 @@ def build_worker(
     )
 
 
-def _max_concurrency(settings: Settings) -> int:
-    return settings.concurrency or settings.worker_max_concurrency
-
-
 def _watch(
     settings: Settings, engine: InferenceEngine, meter: WorkerMetrics, rng: random.Random
 ) -> EngineWatch:
     return EngineWatch(
         engine,
         meter,
-        concurrency=_max_concurrency(settings),
+        concurrency=settings.max_concurrency,
         cap=settings.retry_cap,
         patience=settings.cold_start,
         rng=rng,
