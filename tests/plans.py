@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
+from lowtide.core.ids import DEFAULT_TENANT
+from lowtide.database.connections import acting_for
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -27,7 +30,9 @@ def executed_nodes(engine: Engine, sql: str, **parameters: Any) -> list[dict[str
 
 
 def _nodes(engine: Engine, explain: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-    with engine.connect() as connection:
+    # Without a tenant, the planner would expect that row-level security leaves no row.
+    tenant = parameters.get("tenant") or DEFAULT_TENANT
+    with acting_for(engine, tenant) as connection:
         plan = connection.execute(text(explain), parameters).scalar_one()
         connection.rollback()
     return nodes_of((plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"])
