@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lowtide.batches.forecast import Forecaster
     from lowtide.batches.sealed_answers import Answers
     from lowtide.batches.service import Batches, Requests
-    from lowtide.batches.workload import Fleet
+    from lowtide.batches.workload import FleetCapacity
     from lowtide.core.ids import TenantId
     from lowtide.core.pools import Prices
     from lowtide.dead_letters.copies import Copies
@@ -73,11 +73,11 @@ def scales(settings: Settings) -> dict[Pool, PoolScale]:
     }
 
 
-def fleet(settings: Settings) -> Fleet:
+def fleet(settings: Settings) -> FleetCapacity:
     """Return the configured capacity that forecasts count on."""
-    from lowtide.batches.workload import Fleet
+    from lowtide.batches.workload import FleetCapacity
 
-    return Fleet(capacity(settings), scales(settings)[Pool.SPOT], 1.5 * settings.retry_base)
+    return FleetCapacity(capacity(settings), scales(settings)[Pool.SPOT], 1.5 * settings.retry_base)
 
 
 def prices(settings: Settings) -> Prices:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from lowtide.batches.forecast import read_workload
+from lowtide.batches.forecast import read_workloads
+from lowtide.batches.workload import NO_CAPACITY
 from lowtide.core.errors import Conflict
 from lowtide.core.pools import Pool
 from lowtide.planning.demand import Demand
@@ -18,12 +19,12 @@ from lowtide.tenants.model import BatchUse, TenantLimits, check_room
 from lowtide.tenants.store import USE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Connection
 
     from lowtide.batches.model import NewBatch
-    from lowtide.batches.workload import Workload
+    from lowtide.batches.workload import Workload, Workloads
     from lowtide.core.ids import TenantId
     from lowtide.planning.demand import Capacity
 
@@ -89,23 +90,34 @@ def _completion(start: datetime, lines: int, capacity: Capacity) -> datetime | N
 class AdmissionPolicy:
     """The policy for infeasible deadlines: accept the batch as at risk, or reject it if `strict`.
 
-    `capacity` is the configured one; measured rates replace it.
+    `capacities` are the configured ones by fleet; measured rates replace them.
     """
 
-    capacity: Capacity
+    capacities: Mapping[str, Capacity]
     strict: bool = False
 
-    def risk(self, new: Demand, workload: Workload) -> Reason | None:
+    def risk(
+        self, deadline: datetime, parts: Mapping[str, int], workloads: Workloads
+    ) -> Reason | None:
         """Return the reason for which a new batch is at risk from the start; None if it is not.
 
-        If strict, raise Conflict instead: retrying does not help, a longer window does, and the
-        message names the shortest feasible one.
+        `parts` are its requests by fleet, each of which must hold the deadline. If strict, raise
+        Conflict instead: retrying does not help, a longer window does, and the message names the
+        shortest feasible one.
         """
-        verdict = admit(new, workload.demand, workload.at, workload.measured(self.capacity))
+        reasons = [
+            self._risk(Demand(deadline, lines), fleet, workloads.of(fleet))
+            for fleet, lines in parts.items()
+        ]
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def _risk(self, new: Demand, fleet: str, workload: Workload) -> Reason | None:
+        capacity = self.capacities.get(fleet, NO_CAPACITY.dedicated)
+        verdict = admit(new, workload.demand, workload.at, workload.measured(capacity))
         if verdict.held:
             return None
         if not self.strict:
-            return self._reason(workload)
+            return _reason(workload, capacity)
         if Pool.DEDICATED in workload.paused:
             fix = "the dedicated pool is paused, and spot capacity is not guaranteed. Retry after it resumes"
         elif verdict.earliest is None:
@@ -125,10 +137,11 @@ class AdmissionPolicy:
             code="deadline_not_feasible",
         )
 
-    def _reason(self, workload: Workload) -> Reason:
-        if Pool.DEDICATED in workload.paused:
-            return Reason.POOL_PAUSED
-        return Reason.DEADLINE_BOUND if self.capacity.replicas else Reason.NO_DEDICATED
+
+def _reason(workload: Workload, capacity: Capacity) -> Reason:
+    if Pool.DEDICATED in workload.paused:
+        return Reason.POOL_PAUSED
+    return Reason.DEADLINE_BOUND if capacity.replicas else Reason.NO_DEDICATED
 
 
 _LOCK_LIMITS = text("SELECT * FROM lock_batch_limits()")
@@ -162,14 +175,14 @@ def admit_batch(
         check_room(limits, BatchUse(usage.batches, usage.lines), lines)
     if policy is None:
         return None
-    return policy.risk(Demand(batch.deadline, lines), read_workload(connection))
+    return policy.risk(batch.deadline, batch.parts(lines), read_workloads(connection))
 
 
 def admit_requests(
     connection: Connection,
     tenant: TenantId,
     deadline: datetime,
-    lines: int,
+    parts: Mapping[str, int],
     policy: AdmissionPolicy,
 ) -> Reason | None:
     """Admit the requests of a batch that was created without them, as `admit_batch` does.
@@ -182,5 +195,5 @@ def admit_requests(
     if row is not None:
         usage = connection.execute(_USE, {"tenant": tenant}).one()
         limits = TenantLimits(queued_lines=row.queued_lines)
-        check_room(limits, BatchUse(usage.batches, usage.lines), lines)
-    return policy.risk(Demand(deadline, lines), read_workload(connection))
+        check_room(limits, BatchUse(usage.batches, usage.lines), sum(parts.values()))
+    return policy.risk(deadline, parts, read_workloads(connection))

@@ -5,65 +5,76 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
 from lowtide.batches.model import BatchStatus
-from lowtide.batches.workload import OpenWork, PoolWorkers, Workload
+from lowtide.batches.workload import OpenWork, PoolWorkers, Workload, Workloads
 from lowtide.core.pools import Pool
 from lowtide.database.connections import begin
 from lowtide.planning.demand import Rate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Connection, Engine
 
     from lowtide.batches.model import Batch
-    from lowtide.batches.workload import Fleet
+    from lowtide.batches.workload import FleetCapacity
 
 
 _WORK = text("""
-SELECT now() AS at, ARRAY(SELECT pool FROM paused_pools) AS paused, w.*
-FROM (SELECT 1) AS always LEFT JOIN open_work() w ON w.lines > 0 ORDER BY w.deadline
+SELECT f.name, now() AS at, ARRAY(SELECT pool FROM paused_pools WHERE fleet = f.name) AS paused, w.*
+FROM fleets f LEFT JOIN open_work() w ON w.fleet = f.name AND w.lines > 0 ORDER BY w.deadline
 """)
-_WORKERS = text("SELECT pool, ready, away, starting FROM living_workers()")
-_RATES = text("SELECT pool, model, seconds, lines, squares, weights FROM service_rates")
+_WORKERS = text("SELECT fleet, pool, ready, away, starting FROM living_workers()")
+_RATES = text("SELECT fleet, pool, model, seconds, lines, squares, weights FROM service_rates")
 
 
-def read_workload(connection: Connection) -> Workload:
-    """Read the workload in the caller's transaction."""
-    rows = connection.execute(_WORK).all()
-    return Workload(
-        at=rows[0].at,
-        work=tuple(
-            OpenWork(
-                row.deadline,
-                row.model,
-                row.lines,
-                row.ended,
-                row.retried,
-                row.running_seconds,
-                row.sharer,
-                row.weight,
-                row.max_running,
-                row.at_risk,
-                row.pinned,
-                row.last_at,
+def read_workloads(connection: Connection) -> Workloads:
+    """Read the workloads in the caller's transaction."""
+    rows_of: dict[str, list[Any]] = {}
+    for row in connection.execute(_WORK):
+        rows_of.setdefault(row.name, []).append(row)
+    workers: dict[str, dict[Pool, PoolWorkers]] = {}
+    for row in connection.execute(_WORKERS):
+        counts = PoolWorkers(row.ready, row.away, row.starting)
+        workers.setdefault(row.fleet, {})[Pool(row.pool)] = counts
+    rates: dict[str, dict[tuple[Pool, str], Rate]] = {}
+    for row in connection.execute(_RATES):
+        rate = Rate(row.seconds, row.lines, row.squares, row.weights)
+        rates.setdefault(row.fleet, {})[Pool(row.pool), row.model] = rate
+    at = next(iter(rows_of.values()))[0].at
+    return Workloads(
+        at,
+        {
+            fleet: Workload(
+                at=at,
+                work=tuple(_open_work(row) for row in rows if row.lines is not None),
+                workers=workers.get(fleet, {}),
+                rates=rates.get(fleet, {}),
+                paused=frozenset(map(Pool, rows[0].paused)),
             )
-            for row in rows
-            if row.lines is not None
-        ),
-        workers={
-            Pool(row.pool): PoolWorkers(row.ready, row.away, row.starting)
-            for row in connection.execute(_WORKERS)
+            for fleet, rows in rows_of.items()
         },
-        rates={
-            (Pool(row.pool), row.model): Rate(row.seconds, row.lines, row.squares, row.weights)
-            for row in connection.execute(_RATES)
-        },
-        paused=frozenset(map(Pool, rows[0].paused)),
+    )
+
+
+def _open_work(row: Any) -> OpenWork:
+    return OpenWork(
+        row.deadline,
+        row.model,
+        row.lines,
+        row.ended,
+        row.retried,
+        row.running_seconds,
+        row.sharer,
+        row.weight,
+        row.max_running,
+        row.at_risk,
+        row.pinned,
+        row.last_at,
     )
 
 
@@ -73,10 +84,10 @@ class WorkloadStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def read(self) -> Workload:
-        """Return the open work of all tenants, the running workers and their rates."""
+    def read(self) -> Workloads:
+        """Return the open work of all tenants, the running workers and their rates, by fleet."""
         with begin(self._engine) as connection:
-            return read_workload(connection)
+            return read_workloads(connection)
 
 
 _MAX_AGE_SECONDS = 2.0
@@ -91,16 +102,16 @@ class Forecaster:
     def __init__(
         self,
         source: WorkloadStore,
-        fleet: Fleet,
+        capacities: Mapping[str, FleetCapacity],
         *,
         data_kept: float,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
-        self.fleet = fleet
+        self._capacities = capacities
         self._data_kept = data_kept
         self._timer = timer
-        self._cache: tuple[float, Workload] | None = None
+        self._cache: tuple[float, Workloads] | None = None
 
     def with_eta(self, batch: Batch) -> Batch:
         """Return the batch with its ETA, the likely end of its forecast, or the end of its data."""
@@ -110,16 +121,16 @@ class Forecaster:
             return replace(batch, data_ends_at=end)
         if batch.status is not BatchStatus.IN_PROGRESS:
             return batch
-        forecast = self.workload().forecast(batch, self.fleet)
+        forecast = self._workloads().forecast(batch, self._capacities)
         return replace(batch, eta=None if forecast is None else forecast.likely)
 
-    def measured_rate(self, model: str | None) -> float | None:
+    def measured_rate(self, fleet: str, model: str | None) -> float | None:
         """Return a replica's measured requests per second for a model; None if unmeasured."""
-        workload = self.workload()
+        workload = self._workloads().of(fleet)
         rates = (workload.measured_rate(pool, model) for pool in Pool)
         return next((rate for rate in rates if rate is not None), None)
 
-    def workload(self) -> Workload:
+    def _workloads(self) -> Workloads:
         """Return the open work of all tenants, at most 2 seconds old."""
         now = self._timer()
         if self._cache is None or now - self._cache[0] > _MAX_AGE_SECONDS:

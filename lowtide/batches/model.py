@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import format_batch_id
-from lowtide.core.pools import Pool, cost_of
+from lowtide.core.pools import DEFAULT_FLEET, Pool, cost_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -181,6 +181,15 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchPart:
+    """The requests of a batch that one fleet runs; a model of None is not known, or one of several."""
+
+    fleet: str
+    lines: int
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NewBatch:
     """A batch to be created; `output_expires_after` is in seconds, None keeps its files.
 
@@ -188,7 +197,8 @@ class NewBatch:
     `pool`; those that start in dedicated stay there. `prices` are those of its cost for good.
     `actor` is recorded in the audit log; None leaves that to the caller. With an `input_url` the
     input file is imported from there. Results are copied to the folder `output_url`. With a
-    `data_key` it has zero retention.
+    `data_key` it has zero retention. A batch that several fleets run has a `fleet` of None and is
+    `spread` over them.
     """
 
     id: BatchId
@@ -210,6 +220,14 @@ class NewBatch:
     input_url: str | None = None
     output_url: str | None = None
     data_key: WrappedKey | None = None
+    fleet: str | None = DEFAULT_FLEET
+    spread: tuple[BatchPart, ...] = ()
+
+    def parts(self, lines: int) -> dict[str, int]:
+        """Return the requests of the batch by fleet, for `lines` in all."""
+        if self.fleet is not None:
+            return {self.fleet: lines}
+        return {part.fleet: part.lines for part in self.spread}
 
     @property
     def terms(self) -> dict[str, str]:
@@ -236,7 +254,7 @@ class Batch:
     that its work continues; `pool` is the pool in which its requests started. An `expiring` batch
     has missed its deadline; `risk` is the reason of `at_risk`, None unless the scheduler marked it.
     `retention` is its own, or else its tenant's, in seconds; `data_ends_at` is None until it ends.
-    `input_url` is the object that its input file is imported from.
+    `input_url` is the object that its input file is imported from. `fleet` runs it; None is several.
     """
 
     id: BatchId
@@ -286,6 +304,7 @@ class Batch:
     data_ended_at: datetime | None = None
     data_ends_at: datetime | None = None
     zero_retention: bool = False
+    fleet: str | None = DEFAULT_FLEET
 
     def require_data(self) -> None:
         """Raise NotFound if the data of the batch has ended."""

@@ -60,7 +60,7 @@ _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
   created_at, deadline, at_risk, risk_reason, risk_since, metadata, output_expires_after, idempotency_key,
   idempotency_digest, traceparent, tracestate, start_pool, spot_price, dedicated_price, currency,
-  input_url, output_url, export_state, export_next_at, zero_retention)
+  input_url, output_url, export_state, export_next_at, zero_retention, fleet)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
   :created_at, :deadline, cast(:risk AS text) IS NOT NULL, :risk,
   CASE WHEN cast(:risk AS text) IS NOT NULL THEN now() END, cast(:metadata AS jsonb),
@@ -68,9 +68,15 @@ VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_win
   :spot_price, :dedicated_price, :currency, :input_url, :output_url,
   CASE WHEN cast(:output_url AS text) IS NOT NULL THEN 'pending' END,
   CASE WHEN cast(:output_url AS text) IS NOT NULL THEN now() END,
-  :zero_retention)
+  :zero_retention, :fleet)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
+ADD_PARTS = """
+INSERT INTO batch_fleets (batch_id, tenant_id, fleet, model, lines)
+SELECT :batch, :tenant, fleet, model, lines
+FROM json_to_recordset(cast(:parts AS json)) AS p (fleet text, model text, lines integer)
+"""
+_ADD_PARTS = text(ADD_PARTS)
 # What search finds a batch by, besides its id.
 _ADD_TERMS = text("""
 INSERT INTO batch_terms (batch_id, tenant_id, field, value)
@@ -228,6 +234,11 @@ def insert_batch(
         return False
     if batch.data_key is not None:
         add_key(connection, batch.data_key)
+    if batch.spread:
+        parts = msgspec.json.encode(batch.spread).decode()
+        connection.execute(
+            _ADD_PARTS, {"batch": batch.id, "tenant": batch.tenant, "parts": parts}
+        )
     terms = msgspec.json.encode(batch.terms).decode()
     connection.execute(_ADD_TERMS, {"id": batch.id, "tenant": batch.tenant, "terms": terms})
     return True
@@ -274,6 +285,7 @@ def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
         "input_url": batch.input_url,
         "output_url": batch.output_url,
         "zero_retention": batch.data_key is not None,
+        "fleet": batch.fleet,
         **trace_columns(batch.trace),
     }
 
@@ -325,6 +337,7 @@ def batch_of(row: Any) -> Batch:
         else row.output_expires_after,
         data_ended_at=row.data_ended_at,
         zero_retention=row.zero_retention,
+        fleet=row.fleet,
         risk=_risk(row) if row.at_risk and row.risk_reason is not None else None,
         input_url=row.input_url,
         export=_export(row) if row.output_url is not None else None,

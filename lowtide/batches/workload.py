@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from lowtide.batches.model import BatchStatus
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.planning.completion import Contender, Replicas, Turn, seconds_to_run, turn_of
-from lowtide.planning.demand import Demand, Rate, attempts_per_line, desired_replicas
+from lowtide.planning.demand import Capacity, Demand, Rate, attempts_per_line, desired_replicas
 from lowtide.planning.state import SchedulerState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
     from lowtide.batches.model import Batch
-    from lowtide.planning.demand import Capacity, PoolScale
+    from lowtide.planning.demand import PoolScale
 
 
 _MIXED: Final = ""
@@ -63,7 +62,7 @@ class PoolWorkers:
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class FleetCapacity:
     """The configured capacity of dedicated, the scaling of spot, and the mean delay of a retry.
 
     A `spot` of None is no spot.
@@ -72,6 +71,10 @@ class Fleet:
     dedicated: Capacity
     spot: PoolScale | None = None
     retry_delay: float = 0.0
+
+
+NO_CAPACITY: Final = FleetCapacity(Capacity(0.0, 0, 0.0, 0.0, 0.0))
+"""That of a fleet that is no longer declared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ CROWD: Final = 0.5
 
 @dataclass(frozen=True)
 class Workload:
-    """The open work of all batches, the workers and their rates, at the database's time `at`.
+    """A fleet's part of the open work, its workers and their rates, at the database's time `at`.
 
     `rates` are measured, by pool and model ("" for several). Workers of `paused` pools finish their
     claims and claim nothing more.
@@ -131,15 +134,21 @@ class Workload:
         """Return the workers of a pool."""
         return self.workers.get(pool, PoolWorkers())
 
+    def has_part_of(self, batch: Batch) -> bool:
+        """Return whether some of a batch's requests are open here."""
+        return any(work.deadline == batch.deadline for work in self.work)
+
     def work_of(self, batch: Batch) -> OpenWork:
         """Return the open work of a batch, found by its deadline; that of a new batch is alone."""
         lines = batch.total - batch.completed - batch.failed
         pinned = batch.pool is Pool.DEDICATED
         new = OpenWork(batch.deadline, batch.model, lines, sharer=-1)
         work = next((work for work in self.work if work.deadline == batch.deadline), new)
+        if batch.fleet is None:
+            lines = work.lines
         return replace(work, lines=lines, at_risk=batch.at_risk, pinned=pinned)
 
-    def forecast(self, batch: Batch, fleet: Fleet) -> Forecast | None:
+    def forecast(self, batch: Batch, fleet: FleetCapacity) -> Forecast | None:
         """Return the expected end of a batch; None unless in progress."""
         if batch.status is not BatchStatus.IN_PROGRESS:
             return None
@@ -213,7 +222,7 @@ class Workload:
         )
         return lines / seconds if seconds > 0 else self.measured_rate(pool, None) or prior
 
-    def wanted(self, pool: Pool, fleet: Fleet) -> int:
+    def wanted(self, pool: Pool, fleet: FleetCapacity) -> int:
         """Return the number of replicas that the open work of a pool wants, up to the maximum."""
         if pool is Pool.DEDICATED:
             return fleet.dedicated.replicas
@@ -229,7 +238,7 @@ class Workload:
         """The mean number of attempts per request."""
         return attempts_per_line(*self._attempt_counts())
 
-    def _turn(self, batch: Batch, work: OpenWork, fleet: Fleet, *, is_full: bool = False) -> Turn:
+    def _turn(self, batch: Batch, work: OpenWork, fleet: FleetCapacity, *, is_full: bool = False) -> Turn:
         """Return the turn of a batch with the replicas that run or start now.
 
         With `is_full` all replicas start that the open work wants.
@@ -248,11 +257,11 @@ class Workload:
         return replace(turn, own=turn.own / self.attempts, others=turn.others / self.attempts)
 
     @cached_property
-    def _contenders_of(self) -> dict[tuple[Pool, Fleet], tuple[Contender, ...]]:
+    def _contenders_of(self) -> dict[tuple[Pool, FleetCapacity], tuple[Contender, ...]]:
         # The forecasts of a list share them.
         return {}
 
-    def _contenders(self, pool: Pool, fleet: Fleet) -> tuple[Contender, ...]:
+    def _contenders(self, pool: Pool, fleet: FleetCapacity) -> tuple[Contender, ...]:
         """Return the open batches that wait for a pool."""
         key = (pool, fleet)
         if key not in self._contenders_of:
@@ -263,7 +272,7 @@ class Workload:
             )
         return self._contenders_of[key]
 
-    def _contender(self, work: OpenWork, pool: Pool, fleet: Fleet) -> Contender:
+    def _contender(self, work: OpenWork, pool: Pool, fleet: FleetCapacity) -> Contender:
         return Contender(
             left=(work.deadline - self.at).total_seconds(),
             lines=work.lines * self.attempts,
@@ -273,13 +282,13 @@ class Workload:
             at_risk=work.at_risk,
         )
 
-    def _max_rate(self, work: OpenWork, pool: Pool, fleet: Fleet) -> float:
+    def _max_rate(self, work: OpenWork, pool: Pool, fleet: FleetCapacity) -> float:
         """Return the requests per second that a tenant's limit allows, by Little's law."""
         if work.max_running is None:
             return math.inf
         return work.max_running / self._request_seconds(work, pool, fleet)
 
-    def _replicas(self, batch: Batch, pool: Pool, fleet: Fleet, *, is_full: bool) -> list[Replicas]:
+    def _replicas(self, batch: Batch, pool: Pool, fleet: FleetCapacity, *, is_full: bool) -> list[Replicas]:
         """Return the replicas of a pool that run, and those that start."""
         workers = self.of(pool)
         if pool in self.paused or workers.is_stranded:
@@ -302,7 +311,7 @@ class Workload:
             groups.append(Replicas(pending, rate, start))
         return groups
 
-    def _bound(self, work: OpenWork, fleet: Fleet) -> tuple[float, bool]:
+    def _bound(self, work: OpenWork, fleet: FleetCapacity) -> tuple[float, bool]:
         """Return the end with all of dedicated, or as late as the deadline allows if it can wait.
 
         The flag tells whether dedicated backs the deadline, so that the batch ends by it.
@@ -317,7 +326,7 @@ class Workload:
         lost = self.measured(fleet.dedicated).lost
         return max(soonest, (work.deadline - self.at).total_seconds() - lost), True
 
-    def _soonest(self, work: OpenWork, fleet: Fleet) -> float:
+    def _soonest(self, work: OpenWork, fleet: FleetCapacity) -> float:
         """Return the end with all of dedicated, and the spot workers that run now.
 
         All open requests with an earlier deadline go first.
@@ -337,7 +346,7 @@ class Workload:
         )
         return seconds_to_run(lines * self.attempts, replicas)
 
-    def _range(self, work: OpenWork, fleet: Fleet, likely: float) -> tuple[float, float]:
+    def _range(self, work: OpenWork, fleet: FleetCapacity, likely: float) -> tuple[float, float]:
         """Return a low and a high end around the likely one, which may be infinite.
 
         The logarithm of the end varies with the error of the rate, the variation of single requests,
@@ -357,7 +366,7 @@ class Workload:
         high = likely + math.hypot(likely * (later - 1), longer, 2 * request)
         return max(0.0, likely - tail) / sooner, high
 
-    def _tail(self, work: OpenWork, pool: Pool, fleet: Fleet, chance: float) -> float:
+    def _tail(self, work: OpenWork, pool: Pool, fleet: FleetCapacity, chance: float) -> float:
         """Return the time of the retries that at least `chance` of the last requests still need.
 
         Of n requests that each fail with probability p, `chance` or more need k retries while
@@ -374,7 +383,7 @@ class Workload:
         """Return the seconds until the last request is available; a failed one waits for its retry."""
         return 0.0 if work.last_at is None else max(0.0, (work.last_at - self.at).total_seconds())
 
-    def _request_seconds(self, work: OpenWork, pool: Pool, fleet: Fleet) -> float:
+    def _request_seconds(self, work: OpenWork, pool: Pool, fleet: FleetCapacity) -> float:
         """Return the mean time from claim to result.
 
         At first only short requests have a result: the time at the measured rate counts as many
@@ -399,3 +408,44 @@ class Workload:
             if rate is not None and rate.mean:
                 return rate
         return None
+
+
+@dataclass(frozen=True)
+class Workloads:
+    """The open work of all fleets at the database's time `at`."""
+
+    at: datetime
+    by_fleet: Mapping[str, Workload] = field(default_factory=dict)
+
+    def of(self, fleet: str) -> Workload:
+        """Return the open work of a fleet."""
+        return self.by_fleet.get(fleet) or Workload(self.at)
+
+    def fleets_of(self, batch: Batch) -> tuple[str, ...]:
+        """Return the fleets that run a batch; of a spread one, those with open requests."""
+        if batch.fleet is not None:
+            return (batch.fleet,)
+        return tuple(
+            fleet for fleet, work in sorted(self.by_fleet.items()) if work.has_part_of(batch)
+        )
+
+    def last_fleet(self, batch: Batch, capacities: Mapping[str, FleetCapacity]) -> str:
+        """Return the fleet whose part of a batch ends last."""
+        unknown = datetime.max.replace(tzinfo=self.at.tzinfo)
+
+        def end(fleet: str) -> datetime:
+            forecast = self._forecast(batch, fleet, capacities)
+            return (forecast and forecast.likely) or unknown
+
+        return max(self.fleets_of(batch), key=end, default=DEFAULT_FLEET)
+
+    def forecast(
+        self, batch: Batch, capacities: Mapping[str, FleetCapacity]
+    ) -> Forecast | None:
+        """Return the expected end of a batch: that of its last part; None unless in progress."""
+        return self._forecast(batch, self.last_fleet(batch, capacities), capacities)
+
+    def _forecast(
+        self, batch: Batch, fleet: str, capacities: Mapping[str, FleetCapacity]
+    ) -> Forecast | None:
+        return self.of(fleet).forecast(batch, capacities.get(fleet, NO_CAPACITY))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,17 @@ class Pool(StrEnum):
     DEDICATED = "dedicated"
 
 
+DEFAULT_FLEET: Final = "default"
+"""The fleet of an installation that declares none."""
+
+
+class FleetPool(NamedTuple):
+    """A pool of a fleet: the lane of the queue that its workers serve."""
+
+    fleet: str
+    pool: Pool
+
+
 @dataclass(frozen=True, slots=True)
 class Depth:
     """The queued and running requests of a pool."""
@@ -28,22 +39,24 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class PoolPause:
-    """A pause of a pool, during which its workers claim nothing."""
+    """A pause of a fleet's pool, during which its workers claim nothing."""
 
     pool: Pool
     since: datetime
     by: str
+    fleet: str = DEFAULT_FLEET
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """The state of a pool: its requests, its workers with a valid lease, and its pause, if any."""
+    """The state of a fleet's pool: requests, workers with a valid lease, and its pause, if any."""
 
     pool: Pool
     queued: int
     running: int
     workers: int
     pause: PoolPause | None = None
+    fleet: str = DEFAULT_FLEET
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +71,7 @@ class OpenDeadlines:
 class PauseEffect:
     """The effect of a pause: requests that wait, requests that still finish, deadlines given up.
 
-    `stops_all` is True if the other pool is already paused.
+    `stops_all` is True if the fleet's other pool is already paused.
     """
 
     pool: Pool
@@ -66,17 +79,23 @@ class PauseEffect:
     running: int
     endangered: OpenDeadlines
     stops_all: bool = False
+    fleet: str = DEFAULT_FLEET
 
 
-def effect_of(pool: Pool, standings: Sequence[PoolState], deadlines: OpenDeadlines) -> PauseEffect:
-    """Return the effect of pausing a pool.
+def effect_of(
+    place: FleetPool, standings: Sequence[PoolState], deadlines: OpenDeadlines
+) -> PauseEffect:
+    """Return the effect of pausing a fleet's pool; `deadlines` are those of the fleet.
 
     Only dedicated capacity backs deadlines: pausing dedicated endangers all, pausing spot none.
     """
-    (standing,) = (each for each in standings if each.pool is pool)
-    endangered = deadlines if pool is Pool.DEDICATED else OpenDeadlines(0, None)
-    stops_all = all(each.pause is not None for each in standings if each.pool is not pool)
-    return PauseEffect(pool, standing.queued, standing.running, endangered, stops_all)
+    of_fleet = {each.pool: each for each in standings if each.fleet == place.fleet}
+    standing = of_fleet.pop(place.pool)
+    endangered = deadlines if place.pool is Pool.DEDICATED else OpenDeadlines(0, None)
+    stops_all = all(each.pause is not None for each in of_fleet.values())
+    return PauseEffect(
+        place.pool, standing.queued, standing.running, endangered, stops_all, place.fleet
+    )
 
 
 SPOT_HOURS: Final = "spot-hours"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from lowtide.batches.model import Batch
-    from lowtide.batches.workload import Fleet, Forecast, Workload
+    from lowtide.batches.workload import FleetCapacity, Forecast, Workload
 
 
 class Factor(StrEnum):
@@ -83,7 +83,7 @@ class Facts:
 
     batch: Batch
     workload: Workload
-    fleet: Fleet
+    fleet: FleetCapacity
     depths: Mapping[Pool, Depth]
     delayed: int = 0
     limit: int | None = None

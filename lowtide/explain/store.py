@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from lowtide.batches.forecast import read_workload
+from lowtide.batches.forecast import read_workloads
 from lowtide.batches.store import batch_of
+from lowtide.batches.workload import NO_CAPACITY
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import format_batch_id
 from lowtide.core.pools import Depth, Pool
@@ -16,12 +17,13 @@ from lowtide.planning.reasons import Reason
 from lowtide.tenants.sign_in import reading_as
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from sqlalchemy import Connection, Engine
 
     from lowtide.batches.model import Batch
-    from lowtide.batches.workload import Fleet
+    from lowtide.batches.workload import FleetCapacity
     from lowtide.core.ids import BatchId, TenantId
 
 
@@ -30,15 +32,16 @@ _ACT_FOR = text("SELECT set_config('lowtide.tenant', :tenant, true)")
 # The requests that wait for spot are those that have not ended and are nowhere else.
 COUNTS = """
 SELECT
-  (SELECT count(*) FROM queue WHERE pool = 'dedicated' AND batch_id = :batch) AS dedicated,
-  (SELECT count(*) FROM queue WHERE pool IN ('spot', 'dedicated') AND batch_id = :batch
-    AND available_at > now()) AS delayed,
+  (SELECT count(*) FROM batch_parts p JOIN queue q ON q.fleet = p.fleet AND q.batch_id = p.batch_id
+    WHERE p.batch_id = :batch AND q.pool = 'dedicated') AS dedicated,
+  (SELECT count(*) FROM batch_parts p JOIN queue q ON q.fleet = p.fleet AND q.batch_id = p.batch_id
+    WHERE p.batch_id = :batch AND q.pool IN ('spot', 'dedicated') AND q.available_at > now()) AS delayed,
   (SELECT count(*) FROM claims WHERE batch_id = :batch AND pool = 'dedicated') AS running_dedicated,
   (SELECT min(claimed_at) FROM claims WHERE batch_id = :batch) AS claimed_at,
-  (SELECT count(*) FROM claims WHERE pool IN ('spot', 'dedicated') AND tenant_id = :tenant)
-    AS tenant_running,
+  (SELECT count(*) FROM fleets f JOIN claims c ON c.fleet = f.name
+    WHERE c.pool IN ('spot', 'dedicated') AND c.tenant_id = :tenant) AS tenant_running,
   running_limit() AS max_running,
-  (SELECT at FROM wanted_replicas WHERE pool = 'dedicated') AS planned_at
+  (SELECT max(at) FROM wanted_replicas WHERE pool = 'dedicated') AS planned_at
 """
 # A few lines of all: the first and the last ones, with which claims begin, and some between.
 STARTS = """
@@ -78,9 +81,9 @@ def sample_of(total: int) -> list[int]:
 class FactStore:
     """Reads the facts about batches."""
 
-    def __init__(self, engine: Engine, fleet: Fleet) -> None:
+    def __init__(self, engine: Engine, capacities: Mapping[str, FleetCapacity]) -> None:
         self._engine = engine
-        self._fleet = fleet
+        self._capacities = capacities
 
     def read(self, scope: TenantId | None, batch: BatchId) -> Facts:
         """Return the facts about a batch of the tenant `scope`, or of any; raises NotFound."""
@@ -98,10 +101,12 @@ class FactStore:
         counts = connection.execute(_COUNTS, {"batch": batch.id, "tenant": batch.tenant}).one()
         lines = {"batch": batch.id, "lines": sample_of(batch.total)}
         starts = connection.execute(_STARTS, lines).one()
+        workloads = read_workloads(connection)
+        fleet = workloads.last_fleet(batch, self._capacities)
         return Facts(
             batch=batch,
-            workload=read_workload(connection),
-            fleet=self._fleet,
+            workload=workloads.of(fleet),
+            fleet=self._capacities.get(fleet, NO_CAPACITY),
             depths=_depths(batch, counts),
             delayed=counts.delayed,
             limit=counts.max_running,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lowtide.core.pools import Depth, Pool
+from lowtide.core.pools import DEFAULT_FLEET, Depth, Pool
 from lowtide.planning.demand import attempts_per_line
 from lowtide.planning.escalation import plan_tick
 from lowtide.planning.reasons import Reason
@@ -35,7 +35,7 @@ class SweepResult:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerState:
-    """A snapshot of all open work.
+    """A snapshot of all open work of a fleet.
 
     `present` dedicated replicas work; `wished` holds the time since which each wanted one has been
     wanted, longest first. `models` are those of the open batches, whose requests so far `ended` or
@@ -55,6 +55,7 @@ class SchedulerState:
     paused: frozenset[Pool] = frozenset()
     stranded: Mapping[Pool, int] = field(default_factory=dict)
     away: int = 0
+    fleet: str = DEFAULT_FLEET
 
     @property
     def idle(self) -> frozenset[Pool]:

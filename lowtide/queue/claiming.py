@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.core.ids import LeaseId
-    from lowtide.core.pools import Pool
+    from lowtide.core.pools import FleetPool
     from lowtide.queue.fairness import Share
 
 
@@ -39,12 +39,13 @@ FROM tenants t CROSS JOIN LATERAL (
   SELECT b.id, b.tenant_id, b.deadline, b.at_risk FROM batches b
   CROSS JOIN LATERAL (
     SELECT FROM queue q
-    WHERE q.pool = :pool AND q.batch_id = b.id AND q.available_at <= statement_timestamp()
+    WHERE q.fleet = :fleet AND q.pool = :pool AND q.batch_id = b.id
+      AND q.available_at <= statement_timestamp()
     ORDER BY q.available_at LIMIT 1) waiting
   WHERE b.tenant_id = t.id AND b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
     AND coalesce(b.model, '') <> ALL(cast(:without AS text[]))
   ORDER BY b.deadline LIMIT :most) b
-WHERE NOT EXISTS (SELECT FROM paused_pools WHERE pool = :pool)
+WHERE NOT EXISTS (SELECT FROM paused_pools WHERE fleet = :fleet AND pool = :pool)
 """
 _LANES = hot(LANES)
 LANES_A_TENANT = 100
@@ -57,7 +58,8 @@ LANES_A_TENANT = 100
 TAKE = """
 WITH lease AS MATERIALIZED (
   SELECT id FROM workers
-  WHERE id = :lease AND NOT EXISTS (SELECT FROM paused_pools WHERE pool = :pool) FOR KEY SHARE
+  WHERE id = :lease AND NOT EXISTS (
+    SELECT FROM paused_pools WHERE fleet = :fleet AND pool = :pool) FOR KEY SHARE
 ), taken AS (
   DELETE FROM queue WHERE ctid = ANY(ARRAY(
     SELECT found.ctid
@@ -67,7 +69,8 @@ WITH lease AS MATERIALIZED (
       FROM json_to_recordset(share.lanes) AS lane (batch uuid, at timestamptz, line integer)
       CROSS JOIN LATERAL (
         SELECT q.ctid FROM queue q
-        WHERE q.pool = :pool AND q.batch_id = lane.batch AND q.available_at <= statement_timestamp()
+        WHERE q.fleet = :fleet AND q.pool = :pool AND q.batch_id = lane.batch
+          AND q.available_at <= statement_timestamp()
           AND (q.available_at, q.line) > (lane.at, lane.line)
         ORDER BY q.available_at, q.line LIMIT share.lines FOR UPDATE SKIP LOCKED) waiting
       LIMIT share.lines) found
@@ -75,9 +78,9 @@ WITH lease AS MATERIALIZED (
   RETURNING *
 ), held AS (
   INSERT INTO claims (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line, attempts,
-    interruptions, lost_leases, escalated, pool)
+    interruptions, lost_leases, escalated, fleet, pool)
   SELECT batch_id, tenant_id, :lease, deadline, queued_at, now(), line, attempts, interruptions,
-    lost_leases, escalated, pool FROM taken
+    lost_leases, escalated, fleet, pool FROM taken
 )
 SELECT t.batch_id, b.endpoint, b.model, b.zero_retention, b.input_key, b.tenant_id, b.traceparent, b.tracestate,
   now() AS claimed_at, max(t.available_at) AS at,
@@ -94,7 +97,7 @@ GROUP BY t.batch_id, b.id
 _TAKE = hot(TAKE)
 _MAY_TAKE = hot("""
 SELECT EXISTS (SELECT FROM workers WHERE id = :lease)
-  AND NOT EXISTS (SELECT FROM paused_pools WHERE pool = :pool)
+  AND NOT EXISTS (SELECT FROM paused_pools WHERE fleet = :fleet AND pool = :pool)
 """)
 
 # Requests of a claim whose commit was never confirmed: no other worker would ever run them, since
@@ -116,8 +119,9 @@ GROUP BY c.batch_id, b.id, c.claimed_at
 _LOCK_TENANT = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
 _TRY_LOCK_TENANT = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 0))")
 _RUNNING = text("""
-SELECT t.id, (SELECT count(*) FROM claims c WHERE c.tenant_id = t.id
-  AND c.pool IN ('spot', 'dedicated')) AS running
+SELECT t.id, (SELECT coalesce(sum(n.running), 0)::bigint FROM fleets f CROSS JOIN LATERAL (
+    SELECT count(*) AS running FROM claims c
+    WHERE c.fleet = f.name AND c.pool IN ('spot', 'dedicated') AND c.tenant_id = t.id) n) AS running
 FROM unnest(cast(:tenants AS uuid[])) AS t (id)
 """)
 
@@ -131,7 +135,7 @@ _MAX_LISTING_INTERVAL = 1.0
 
 
 class Claiming:
-    """Claims for one worker of one pool, with memory of the lanes and marks.
+    """Claims for one worker of a fleet's pool, with memory of the lanes and marks.
 
     A mark is the position up to which a lane's requests were taken. A scan starts there; otherwise
     it would crawl over index entries of deleted rows that vacuum could not remove yet. Requests
@@ -142,10 +146,11 @@ class Claiming:
     After a failure it is unknown whether requests were taken: the next claim checks.
     """
 
-    def __init__(self, engine: Engine, pool: Pool) -> None:
+    def __init__(self, engine: Engine, place: FleetPool) -> None:
         self._engine = engine
-        self._pool = pool
-        self._turns = FairShare(pool)
+        self._place = place
+        self._where = {"fleet": place.fleet, "pool": place.pool.value}
+        self._turns = FairShare(place.pool)
         self._lanes: list[Lane] = []
         self._next_listing = 0.0
         self._claimed_at: datetime | None = None
@@ -214,14 +219,14 @@ class Claiming:
         return claims, at
 
     def _may_take(self, connection: Connection, lease: LeaseId) -> bool:
-        parameters = {"lease": lease, "pool": self._pool.value}
+        parameters = {"lease": lease, **self._where}
         return bool(connection.execute(_MAY_TAKE, parameters).scalar_one())
 
     def _list_lanes(self, connection: Connection) -> None:
         """List the batches that wait; the time of the next listing depends on the duration."""
         began = monotonic()
         parameters = {
-            "pool": self._pool.value,
+            **self._where,
             "most": LANES_A_TENANT,
             "without": sorted(self._excluded_models),
         }
@@ -248,7 +253,7 @@ class Claiming:
     ) -> list[Claim]:
         """Count the requests taken, and drop the lanes that had no more."""
         claims = {row.batch_id: _claims(row) for row in rows}
-        self.marks |= {row.batch_id: Mark(self._pool.value, row.at, row.line) for row in rows}
+        self.marks |= {row.batch_id: Mark(self._place.fleet, self._place.pool.value, row.at, row.line) for row in rows}
         exhausted: list[Lane] = []
         for share in shares:
             remaining = _capped(share, headroom).lines
@@ -281,7 +286,7 @@ class Claiming:
         ]
         parameters = {
             "lease": lease,
-            "pool": self._pool.value,
+            **self._where,
             "shares": _encode(payload).decode(),
         }
         return connection.execute(_TAKE, parameters).all()

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 # ORDER BY and with it the index.
 NOTHING_QUEUED = """
 SELECT b.id FROM json_to_recordset(cast(:batches AS json)) AS b (
-  id uuid, pool text, at timestamptz, line integer)
+  id uuid, fleet text, pool text, at timestamptz, line integer)
 WHERE CASE WHEN (
-    SELECT q.line FROM queue q WHERE q.pool = b.pool AND q.batch_id = b.id
+    SELECT q.line FROM queue q WHERE q.fleet = b.fleet AND q.pool = b.pool AND q.batch_id = b.id
       AND (q.available_at, q.line) > (b.at, b.line)
     ORDER BY q.available_at, q.line LIMIT 1) IS NOT NULL THEN false
   WHEN (SELECT s.number FROM segments s WHERE s.batch_id = b.id AND s.split_at IS NULL
@@ -53,8 +53,9 @@ RETURNING id, tenant_id, traceparent, tracestate
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A position in the queue of one pool: a line, and the time it became available."""
+    """A position in the queue of a fleet's pool: a line, and the time it became available."""
 
+    fleet: str
     pool: str
     at: datetime
     line: int

@@ -24,29 +24,32 @@ UPDATE workers SET full_lines = :lines, full_seconds = :seconds WHERE id = :leas
 # of that model.
 _NEW_SAMPLES = text("""
 WITH due AS (
-  SELECT id, pool, full_lines - folded_lines AS lines, full_seconds - folded_seconds AS seconds
+  SELECT id, fleet, pool, full_lines - folded_lines AS lines, full_seconds - folded_seconds AS seconds
   FROM workers WHERE full_seconds > folded_seconds FOR NO KEY UPDATE SKIP LOCKED
 ), folded AS (
   UPDATE workers w SET folded_lines = w.full_lines, folded_seconds = w.full_seconds
   FROM due WHERE w.id = due.id
 )
-SELECT due.pool, due.lines, due.seconds, held.model FROM due CROSS JOIN LATERAL (
+SELECT due.fleet, due.pool, due.lines, due.seconds, held.model FROM due CROSS JOIN LATERAL (
   SELECT CASE WHEN min(b.model) = max(b.model) THEN min(b.model) ELSE '' END AS model
   FROM claims c JOIN batches b ON b.id = c.batch_id WHERE c.lease_id = due.id) held
 ORDER BY due.id
 """)
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('fold rates', 0))")
-_RATES = text("SELECT pool, model, seconds, lines, squares, weights FROM service_rates")
+_RATES = text("SELECT fleet, pool, model, seconds, lines, squares, weights FROM service_rates")
 _STORE = text("""
-INSERT INTO service_rates (pool, model, seconds, lines, squares, weights)
-VALUES (:pool, :model, :seconds, :lines, :squares, :weights)
-ON CONFLICT (pool, model) DO UPDATE SET seconds = excluded.seconds, lines = excluded.lines,
+INSERT INTO service_rates (fleet, pool, model, seconds, lines, squares, weights)
+VALUES (:fleet, :pool, :model, :seconds, :lines, :squares, :weights)
+ON CONFLICT (fleet, pool, model) DO UPDATE SET seconds = excluded.seconds, lines = excluded.lines,
   squares = excluded.squares, weights = excluded.weights, updated_at = now()
 """)
 
+Rates = dict[tuple[str, Pool, str], Rate]
+"""Rates by fleet, pool and model."""
+
 
 class RateStore:
-    """Record rates of leases, and fold them into one rate per pool and model."""
+    """Record rates of leases, and fold them into one rate per fleet, pool and model."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -57,13 +60,13 @@ class RateStore:
             parameters = {"lease": lease, "lines": total.lines, "seconds": total.seconds}
             connection.execute(_REPORT, parameters)
 
-    def fold(self) -> dict[tuple[Pool, str], Rate]:
-        """Fold the reports since the last call; return all rates by pool and model."""
+    def fold(self) -> Rates:
+        """Fold the reports since the last call; return all rates."""
         with begin(self._engine) as connection:
             connection.execute(_LOCK)
-            samples: dict[tuple[Pool, str], list[RateSample]] = {}
+            samples: dict[tuple[str, Pool, str], list[RateSample]] = {}
             for row in connection.execute(_NEW_SAMPLES):
-                key = Pool(row.pool), row.model or ""
+                key = row.fleet, Pool(row.pool), row.model or ""
                 samples.setdefault(key, []).append(RateSample(row.lines, row.seconds))
             rates = _read(connection)
             for key, new_samples in samples.items():
@@ -72,18 +75,19 @@ class RateStore:
         return rates
 
 
-def _read(connection: Connection) -> dict[tuple[Pool, str], Rate]:
+def _read(connection: Connection) -> Rates:
     return {
-        (Pool(row.pool), row.model): Rate(row.seconds, row.lines, row.squares, row.weights)
+        (row.fleet, Pool(row.pool), row.model): Rate(row.seconds, row.lines, row.squares, row.weights)
         for row in connection.execute(_RATES)
     }
 
 
-def _store(connection: Connection, key: tuple[Pool, str], rate: Rate) -> None:
-    pool, model = key
+def _store(connection: Connection, key: tuple[str, Pool, str], rate: Rate) -> None:
+    fleet, pool, model = key
     connection.execute(
         _STORE,
         {
+            "fleet": fleet,
             "pool": pool.value,
             "model": model,
             "seconds": rate.seconds,

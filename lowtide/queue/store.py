@@ -11,6 +11,7 @@ from sqlalchemy import text
 from lowtide.batches.metrics import requests_ended
 from lowtide.batches.model import BatchStatus, outcome_without_result
 from lowtide.core.ids import BatchId, LeaseId
+from lowtide.core.pools import DEFAULT_FLEET, FleetPool
 from lowtide.database.connections import begin
 from lowtide.database.prepared import Encoded, hot
 from lowtide.queue.claiming import Claiming
@@ -42,8 +43,12 @@ def is_storm(lost: int, living: int) -> bool:
 
 
 _OPEN = text("""
-INSERT INTO workers (id, pool, name, expires_at)
-VALUES (:lease, :pool, :name, now() + make_interval(secs => :duration))
+WITH known AS (
+  INSERT INTO fleets (name) SELECT :fleet WHERE NOT EXISTS (SELECT FROM fleets WHERE name = :fleet)
+  ON CONFLICT DO NOTHING
+)
+INSERT INTO workers (id, fleet, pool, name, expires_at)
+VALUES (:lease, :fleet, :pool, :name, now() + make_interval(secs => :duration))
 """)
 _RENEW = text("""
 UPDATE workers SET heartbeat_at = now(), expires_at = now() + make_interval(secs => :duration)
@@ -71,9 +76,9 @@ WITH given AS MATERIALIZED (
     SELECT c.ctid FROM given g CROSS JOIN LATERAL (
       SELECT ctid FROM claims
       WHERE batch_id = g.batch AND line = g.line AND lease_id = :lease OFFSET 0) c))
-  RETURNING batch_id, line, tenant_id, pool, claimed_at, deadline, interruptions, escalated
+  RETURNING batch_id, line, tenant_id, fleet, pool, claimed_at, deadline, interruptions, escalated
 ), ended AS MATERIALIZED (
-  SELECT m.batch_id, m.line, m.tenant_id, m.pool, m.claimed_at, m.deadline, m.interruptions,
+  SELECT m.batch_id, m.line, m.tenant_id, m.fleet, m.pool, m.claimed_at, m.deadline, m.interruptions,
     m.escalated, g.succeeded, g.attempts, g.input_tokens, g.output_tokens, g.replica_seconds,
     g.status_code, g.request_id, coalesce(cast(:body AS text), g.body) AS body, g.error_code,
     g.error_message, g.dead_letter, g.cached_tokens, g.reasoning_tokens
@@ -94,13 +99,14 @@ WITH given AS MATERIALIZED (
   SELECT tenant_id, batch_id, line, 'dead_lettered', pool, :lease,
     coalesce(error_message, 'HTTP ' || status_code) FROM ended WHERE dead_letter
 ), tallied AS (
-  INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, completed, failed, dead_lettered,
-    input_tokens, output_tokens, cached_tokens, reasoning_tokens, replica_seconds, running_seconds)
-  SELECT batch_id, pool, :lease, tenant_id, count(*) FILTER (WHERE succeeded),
+  INSERT INTO tallies AS t (batch_id, fleet, pool, lease_id, tenant_id, completed, failed,
+    dead_lettered, input_tokens, output_tokens, cached_tokens, reasoning_tokens, replica_seconds,
+    running_seconds)
+  SELECT batch_id, fleet, pool, :lease, tenant_id, count(*) FILTER (WHERE succeeded),
     count(*) FILTER (WHERE NOT succeeded), count(*) FILTER (WHERE dead_letter), sum(input_tokens),
     sum(output_tokens), sum(cached_tokens), sum(reasoning_tokens), sum(replica_seconds),
     sum(extract(epoch FROM now() - claimed_at))
-  FROM ended GROUP BY batch_id, pool, tenant_id ORDER BY batch_id, pool
+  FROM ended GROUP BY batch_id, fleet, pool, tenant_id ORDER BY batch_id, pool
   ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
     completed = t.completed + excluded.completed, failed = t.failed + excluded.failed,
     dead_lettered = t.dead_lettered + excluded.dead_lettered,
@@ -128,7 +134,7 @@ WITH given AS MATERIALIZED (
       SELECT ctid FROM claims
       WHERE batch_id = g.batch AND line = g.line AND lease_id = :lease OFFSET 0) c))
   RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
-    escalated, pool
+    escalated, fleet, pool
 )
 SELECT m.*, 0 AS lost_leases, g.reason, g.delay, g.failed, g.interrupted
 FROM mine m JOIN given g ON g.batch = m.batch_id AND g.line = m.line
@@ -137,7 +143,7 @@ _TAKE_BACK = hot(TAKE_BACK)
 _TAKE_BACK_ALL = text("""
 DELETE FROM claims WHERE lease_id = :lease
 RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
-  0 AS lost_leases, escalated, pool, '' AS reason, 0 AS delay, false AS failed,
+  0 AS lost_leases, escalated, fleet, pool, '' AS reason, 0 AS delay, false AS failed,
   false AS interrupted
 """)
 
@@ -152,14 +158,14 @@ WITH given AS (
   SELECT * FROM json_to_recordset(cast(:rows AS json)) AS g (
     batch_id uuid, tenant_id uuid, lease_id uuid, deadline timestamptz, queued_at timestamptz,
     line integer, attempts smallint, interruptions smallint, lost_leases smallint,
-    escalated boolean, pool text, reason text, delay double precision, failed boolean,
+    escalated boolean, fleet text, pool text, reason text, delay double precision, failed boolean,
     interrupted boolean, revoked text, bound jsonb)
 ), queued AS (
   INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, attempts,
-    interruptions, lost_leases, escalated, pool)
+    interruptions, lost_leases, escalated, fleet, pool)
   SELECT batch_id, tenant_id, deadline, now() + make_interval(secs => delay), queued_at, line,
     attempts + failed::integer, least(interruptions + interrupted::integer, 32767), lost_leases,
-    escalated, pool
+    escalated, fleet, pool
   FROM given WHERE batch_id = ANY(:open)
 ), noted AS (
   INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, lease_id, detail, reason, bound)
@@ -167,10 +173,10 @@ WITH given AS (
     CASE WHEN failed THEN 'retried' WHEN revoked IS NOT NULL THEN 'revoked' ELSE 'interrupted' END,
     pool, lease_id, reason, revoked, bound FROM given WHERE failed OR interrupted
 )
-INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, interrupted, retried)
-SELECT batch_id, pool, lease_id, tenant_id, count(*) FILTER (WHERE interrupted),
+INSERT INTO tallies AS t (batch_id, fleet, pool, lease_id, tenant_id, interrupted, retried)
+SELECT batch_id, fleet, pool, lease_id, tenant_id, count(*) FILTER (WHERE interrupted),
   count(*) FILTER (WHERE failed)
-FROM given WHERE failed OR interrupted GROUP BY batch_id, pool, lease_id, tenant_id
+FROM given WHERE failed OR interrupted GROUP BY batch_id, fleet, pool, lease_id, tenant_id
 ORDER BY batch_id, pool, lease_id
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET
   interrupted = t.interrupted + excluded.interrupted, retried = t.retried + excluded.retried
@@ -183,12 +189,18 @@ LONGEST_REASON = 1000
 
 
 class QueueStore:
-    """The queue in the database, whose clock alone decides leases, delays and deadlines."""
+    """The queue of a fleet in the database, whose clock alone decides leases, delays and deadlines."""
 
     def __init__(
-        self, engine: Engine, *, new_id: Callable[[], UUID], lease_duration: float
+        self,
+        engine: Engine,
+        *,
+        new_id: Callable[[], UUID],
+        lease_duration: float,
+        fleet: str = DEFAULT_FLEET,
     ) -> None:
         self._engine = engine
+        self._fleet = fleet
         self._new_id = new_id
         self._lease_duration = lease_duration
         self._claiming: dict[LeaseId, Claiming] = {}
@@ -201,6 +213,7 @@ class QueueStore:
                 _OPEN,
                 {
                     "lease": lease,
+                    "fleet": self._fleet,
                     "pool": pool.value,
                     "name": worker,
                     "duration": self._lease_duration,
@@ -225,7 +238,7 @@ class QueueStore:
         Claims none if the lease is gone or the pool is paused.
         """
         if lease not in self._claiming:
-            self._claiming[lease] = Claiming(self._engine, pool)
+            self._claiming[lease] = Claiming(self._engine, FleetPool(self._fleet, pool))
         return self._claiming[lease].claim(lease, lines, without)
 
     def settle(

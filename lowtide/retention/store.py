@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
 _IS_FINAL: Final = "status IN ('completed', 'failed', 'expired', 'cancelled')"
 _END: Final = "coalesce(completed_at, failed_at, expired_at, cancelled_at)"
-_NIL: Final = "00000000-0000-0000-0000-000000000000"
 _COUNTS: Final = (
     "completed", "failed", "dead_lettered", "interrupted", "retried", "escalated", "input_tokens",
     "output_tokens", "replica_seconds", "running_seconds", "cached_tokens", "reasoning_tokens",
 )  # fmt: skip
 
-# One row per pool remains of those that the leases of a batch had.
+# One row per fleet and pool remains of those that the leases of a batch had.
 FOLD = f"""
 WITH closed AS MATERIALIZED (
   SELECT id FROM batches WHERE NOT tallies_folded AND {_IS_FINAL}
@@ -34,9 +33,9 @@ WITH closed AS MATERIALIZED (
 ), gone AS (
   DELETE FROM tallies WHERE batch_id = ANY(ARRAY(SELECT id FROM closed)) RETURNING *
 ), folded AS (
-  INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, {", ".join(_COUNTS)})
-  SELECT batch_id, pool, '{_NIL}', tenant_id, {", ".join(f"sum({count})" for count in _COUNTS)}
-  FROM gone GROUP BY batch_id, pool, tenant_id
+  INSERT INTO tallies (batch_id, fleet, pool, lease_id, tenant_id, {", ".join(_COUNTS)})
+  SELECT batch_id, fleet, pool, lease_of_fleet(fleet), tenant_id, {", ".join(f"sum({count})" for count in _COUNTS)}
+  FROM gone GROUP BY batch_id, fleet, pool, tenant_id
 )
 UPDATE batches SET tallies_folded = true WHERE id = ANY(ARRAY(SELECT id FROM closed))
 """  # noqa: S608

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from lowtide.core.pools import OpenDeadlines, Pool, PoolPause, PoolState, effect_of
+from lowtide.core.errors import NotFound
+from lowtide.core.pools import (
+    DEFAULT_FLEET,
+    FleetPool,
+    OpenDeadlines,
+    Pool,
+    PoolPause,
+    PoolState,
+    effect_of,
+)
 from lowtide.database.connections import begin
 from lowtide.tenants.audit import note
 
@@ -19,23 +28,35 @@ if TYPE_CHECKING:
     from lowtide.tenants.sign_in import Principal
 
 
-_PAUSES = text("SELECT pool, since, paused_by FROM paused_pools ORDER BY since, pool")
+_PAUSES = text("""
+SELECT fleet, pool, since, paused_by FROM paused_pools ORDER BY since, fleet, pool
+""")
 _STANDINGS = text("""
-SELECT p.pool, (SELECT count(*) FROM queue q WHERE q.pool = p.pool) AS queued,
-  (SELECT count(*) FROM claims c WHERE c.pool = p.pool) AS running,
-  (SELECT count(*) FROM workers w WHERE w.pool = p.pool AND w.expires_at > now()) AS workers
-FROM unnest(cast(:pools AS text[])) WITH ORDINALITY AS p (pool, place) ORDER BY place
+SELECT f.name AS fleet, p.pool,
+  (SELECT count(*) FROM queue q WHERE q.fleet = f.name AND q.pool = p.pool) AS queued,
+  (SELECT count(*) FROM claims c WHERE c.fleet = f.name AND c.pool = p.pool) AS running,
+  (SELECT count(*) FROM workers w
+    WHERE w.fleet = f.name AND w.pool = p.pool AND w.expires_at > now()) AS workers
+FROM fleets f CROSS JOIN unnest(cast(:pools AS text[])) WITH ORDINALITY AS p (pool, place)
+ORDER BY f.name, place
 """)
 HELD = """
-SELECT count(*) AS batches, min(deadline) AS first FROM batches
+SELECT count(*) AS batches, min(deadline) AS first FROM batches b
 WHERE status IN ('validating', 'in_progress') AND drained_at IS NULL AND NOT expiring AND NOT at_risk
+  AND (fleet = :fleet OR fleet IS NULL AND EXISTS (
+    SELECT FROM batch_fleets p WHERE p.batch_id = b.id AND p.fleet = :fleet))
 """
 _HELD = text(HELD)
+_IS_FLEET = text("SELECT EXISTS (SELECT FROM fleets WHERE name = :fleet)")
+_FLEETS = text("SELECT name FROM fleets ORDER BY name")
 _PAUSE = text("""
-INSERT INTO paused_pools (pool, paused_by) VALUES (:pool, :actor) ON CONFLICT DO NOTHING
-RETURNING pool, since, paused_by
+INSERT INTO paused_pools (fleet, pool, paused_by) VALUES (:fleet, :pool, :actor)
+ON CONFLICT DO NOTHING RETURNING fleet, pool, since, paused_by
 """)
-_RESUME = text("DELETE FROM paused_pools WHERE pool = :pool RETURNING pool, since, paused_by")
+_RESUME = text("""
+DELETE FROM paused_pools WHERE fleet = :fleet AND pool = :pool
+RETURNING fleet, pool, since, paused_by
+""")
 
 
 class PauseStore:
@@ -45,45 +66,58 @@ class PauseStore:
         self._engine = engine
 
     def standings(self) -> Sequence[PoolState]:
-        """Return the state of each pool; raises Unavailable."""
+        """Return the state of each fleet's pools; raises Unavailable."""
         with begin(self._engine) as connection:
-            pauses = {pause.pool: pause for pause in read_pauses(connection)}
+            pauses = {FleetPool(each.fleet, each.pool): each for each in read_pauses(connection)}
             rows = connection.execute(_STANDINGS, {"pools": [pool.value for pool in Pool]})
             return [
                 PoolState(
-                    Pool(row.pool), row.queued, row.running, row.workers, pauses.get(Pool(row.pool))
+                    pool := Pool(row.pool),
+                    row.queued,
+                    row.running,
+                    row.workers,
+                    pauses.get(FleetPool(row.fleet, pool)),
+                    row.fleet,
                 )
                 for row in rows
             ]
 
-    def held_deadlines(self) -> OpenDeadlines:
-        """Return the number of open batches not at risk, and their first deadline."""
+    def held_deadlines(self, fleet: str) -> OpenDeadlines:
+        """Return the number of a fleet's open batches not at risk, and their first deadline."""
         with begin(self._engine) as connection:
-            row = connection.execute(_HELD).one()
+            row = connection.execute(_HELD, {"fleet": fleet}).one()
             return OpenDeadlines(row.batches, row.first)
 
-    def pause(self, pool: Pool, actor: str) -> PoolPause:
-        """Stop a pool's workers from claiming; return the pause in effect.
+    def require_fleet(self, fleet: str) -> None:
+        """Raise NotFound for a fleet that there is not, with the names that there are."""
+        with begin(self._engine) as connection:
+            if connection.execute(_IS_FLEET, {"fleet": fleet}).scalar_one():
+                return
+            names = ", ".join(connection.execute(_FLEETS).scalars())
+        raise NotFound(f"Fleet {fleet!r} not found: there are {names}.", param="fleet")
+
+    def pause(self, place: FleetPool, actor: str) -> PoolPause:
+        """Stop the workers of a fleet's pool from claiming; return the pause in effect.
 
         A claim in progress keeps the requests that it has taken.
         """
         while True:  # the pool may be resumed between the two statements
             with begin(self._engine) as connection:
-                row = connection.execute(_PAUSE, {"pool": pool.value, "actor": actor}).one_or_none()
+                row = connection.execute(_PAUSE, {**_keys(place), "actor": actor}).one_or_none()
                 if row is not None:
-                    note(connection, None, actor, "pool.paused", [pool.value])
+                    note(connection, None, actor, "pool.paused", [subject_of(place)])
                     return _pause(row)
                 for pause in read_pauses(connection):
-                    if pause.pool is pool:
+                    if (pause.fleet, pause.pool) == place:
                         return pause
 
-    def resume(self, pool: Pool, actor: str) -> PoolPause | None:
+    def resume(self, place: FleetPool, actor: str) -> PoolPause | None:
         """End a pause and return it; None if there was none."""
         with begin(self._engine) as connection:
-            row = connection.execute(_RESUME, {"pool": pool.value}).one_or_none()
+            row = connection.execute(_RESUME, _keys(place)).one_or_none()
             if row is None:
                 return None
-            note(connection, None, actor, "pool.resumed", [pool.value])
+            note(connection, None, actor, "pool.resumed", [subject_of(place)])
             return _pause(row)
 
 
@@ -93,7 +127,22 @@ def read_pauses(connection: Connection) -> tuple[PoolPause, ...]:
 
 
 def _pause(row: Any) -> PoolPause:
-    return PoolPause(Pool(row.pool), row.since, row.paused_by)
+    return PoolPause(Pool(row.pool), row.since, row.paused_by, row.fleet)
+
+
+def _keys(place: FleetPool) -> dict[str, str]:
+    return {"fleet": place.fleet, "pool": place.pool.value}
+
+
+def subject_of(place: FleetPool) -> str:
+    """Return the name of a fleet's pool in the audit log: `spot`, or `llama-70b/spot`."""
+    return place.pool.value if place.fleet == DEFAULT_FLEET else f"{place.fleet}/{place.pool.value}"
+
+
+def place_of(subject: str) -> FleetPool:
+    """Return the fleet's pool of a name in the audit log."""
+    fleet, _, pool = subject.rpartition("/")
+    return FleetPool(fleet or DEFAULT_FLEET, Pool(pool))
 
 
 class Pools:
@@ -103,26 +152,39 @@ class Pools:
         self._store = store
 
     def standings(self) -> Sequence[PoolState]:
-        """Return the state of each pool; raises Unavailable."""
+        """Return the state of each fleet's pools; raises Unavailable."""
         return self._store.standings()
 
-    def effect(self, principal: Principal, pool: Pool) -> PauseEffect:
-        """Return the effect that a pause would have, without pausing; raises Forbidden."""
-        principal.require_operator_of_all()
-        return effect_of(pool, self._store.standings(), self._store.held_deadlines())
+    def effect(
+        self, principal: Principal, pool: Pool, fleet: str = DEFAULT_FLEET
+    ) -> PauseEffect:
+        """Return the effect that a pause would have, without pausing.
 
-    def pause(self, principal: Principal, pool: Pool) -> PoolPause:
-        """Pause a pool: its workers claim nothing until it is resumed; raises Forbidden.
-
-        They finish the requests already claimed. A pool already paused keeps that pause.
+        Raises Forbidden, or NotFound for an unknown fleet.
         """
         principal.require_operator_of_all()
-        return self._store.pause(pool, principal.name)
+        self._store.require_fleet(fleet)
+        deadlines = self._store.held_deadlines(fleet)
+        return effect_of(FleetPool(fleet, pool), self._store.standings(), deadlines)
 
-    def resume(self, principal: Principal, pool: Pool) -> PoolPause | None:
-        """Resume a pool: its workers claim again; raises Forbidden.
+    def pause(self, principal: Principal, pool: Pool, fleet: str = DEFAULT_FLEET) -> PoolPause:
+        """Pause a fleet's pool: its workers claim nothing until it is resumed.
 
-        Returns the pause that ended; None if there was none.
+        They finish the requests already claimed. A pool already paused keeps that pause. Raises
+        Forbidden, or NotFound for an unknown fleet.
         """
         principal.require_operator_of_all()
-        return self._store.resume(pool, principal.name)
+        self._store.require_fleet(fleet)
+        return self._store.pause(FleetPool(fleet, pool), principal.name)
+
+    def resume(
+        self, principal: Principal, pool: Pool, fleet: str = DEFAULT_FLEET
+    ) -> PoolPause | None:
+        """Resume a fleet's pool: its workers claim again.
+
+        Returns the pause that ended; None if there was none. Raises Forbidden, or NotFound for an
+        unknown fleet.
+        """
+        principal.require_operator_of_all()
+        self._store.require_fleet(fleet)
+        return self._store.resume(FleetPool(fleet, pool), principal.name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import text
 
 from lowtide.core.ids import BatchId
-from lowtide.core.pools import Pool
+from lowtide.core.pools import FleetPool, Pool
 from lowtide.database.connections import begin
 from lowtide.planning.escalation import OpenBatch
 from lowtide.planning.state import PlanResult, SchedulerState
@@ -16,8 +16,7 @@ from lowtide.queue.draining import note_drained
 from lowtide.queue.store import requeue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import datetime
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy import Connection, Engine
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 
 _GIVEN = """json_to_recordset(cast(:moves AS json))
     AS g (batch uuid, lines integer, reason text, bound jsonb)"""
-_TALLY_ESCALATED = """INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, escalated)
-SELECT batch_id, 'dedicated', '00000000-0000-0000-0000-000000000000', tenant_id, lines FROM counted
+_TALLY_ESCALATED = """INSERT INTO tallies AS t (batch_id, fleet, pool, lease_id, tenant_id, escalated)
+SELECT batch_id, :fleet, 'dedicated', lease_of_fleet(:fleet), tenant_id, lines FROM counted
 ORDER BY batch_id
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
 """
@@ -40,7 +39,8 @@ WITH given AS (
 ), ready AS MATERIALIZED (
   SELECT g.batch, waiting.ctid AS place FROM given g CROSS JOIN LATERAL (
     SELECT q.ctid FROM queue q
-    WHERE q.pool = 'spot' AND q.batch_id = g.batch AND q.available_at <= statement_timestamp()
+    WHERE q.fleet = :fleet AND q.pool = 'spot' AND q.batch_id = g.batch
+      AND q.available_at <= statement_timestamp()
     ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting
 ), remaining AS (
   SELECT g.batch, g.lines - count(r.batch) AS lines FROM given g LEFT JOIN ready r ON r.batch = g.batch
@@ -48,7 +48,8 @@ WITH given AS (
 ), delayed AS MATERIALIZED (
   SELECT waiting.ctid AS place FROM remaining g CROSS JOIN LATERAL (
     SELECT q.ctid FROM queue q
-    WHERE q.pool = 'spot' AND q.batch_id = g.batch AND q.available_at > statement_timestamp()
+    WHERE q.fleet = :fleet AND q.pool = 'spot' AND q.batch_id = g.batch
+      AND q.available_at > statement_timestamp()
     ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting
 ), moved AS (
   UPDATE queue SET pool = 'dedicated', escalated = true,
@@ -73,7 +74,8 @@ WITH given AS (
     available_at = greatest(available_at, statement_timestamp())
   WHERE ctid = ANY(ARRAY(
     SELECT waiting.ctid FROM given g CROSS JOIN LATERAL (
-      SELECT q.ctid FROM queue q WHERE q.pool = 'dedicated' AND q.batch_id = g.batch
+      SELECT q.ctid FROM queue q
+      WHERE q.fleet = :fleet AND q.pool = 'dedicated' AND q.batch_id = g.batch
       ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting))
   RETURNING batch_id, tenant_id
 ), counted AS (
@@ -81,7 +83,7 @@ WITH given AS (
 ), tallied AS (
   UPDATE tallies t SET escalated = greatest(0, t.escalated - c.lines) FROM counted c
   WHERE t.batch_id = c.batch_id AND t.pool = 'dedicated'
-    AND t.lease_id = '00000000-0000-0000-0000-000000000000'
+    AND t.lease_id = lease_of_fleet(:fleet)
 )
 INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, reason)
 SELECT c.tenant_id, c.batch_id, c.lines, 'returned', 'spot', g.reason
@@ -96,12 +98,13 @@ WITH given AS (
 ), mine AS (
   DELETE FROM claims WHERE ctid = ANY(ARRAY(
     SELECT running.ctid FROM given g CROSS JOIN LATERAL (
-      SELECT c.ctid FROM claims c WHERE c.batch_id = g.batch AND c.pool = 'spot'
+      SELECT c.ctid FROM claims c
+      WHERE c.batch_id = g.batch AND c.fleet = :fleet AND c.pool = 'spot'
       ORDER BY c.claimed_at DESC, c.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) running))
   RETURNING *
 )
 SELECT m.batch_id, m.tenant_id, m.lease_id, m.deadline, m.queued_at, m.line, m.attempts,
-  m.interruptions, m.lost_leases, m.escalated, m.pool, '' AS reason, 0 AS delay, false AS failed,
+  m.interruptions, m.lost_leases, m.escalated, m.fleet, m.pool, '' AS reason, 0 AS delay, false AS failed,
   true AS interrupted, g.reason AS revoked, g.bound
 FROM mine m JOIN given g ON g.batch = m.batch_id
 """  # noqa: S608 - a constant of ours
@@ -123,21 +126,23 @@ WITH moved AS (
 _ESCALATE_REVOKED = text(ESCALATE_REVOKED)
 
 
-def escalate(connection: Connection, moves: Sequence[Move]) -> int:
-    """Move waiting requests to dedicated; return how many."""
+def escalate(connection: Connection, fleet: str, moves: Sequence[Move]) -> int:
+    """Move waiting requests to the fleet's dedicated pool; return how many."""
     if not moves:
         return 0
-    return connection.execute(_ESCALATE, {"moves": given(moves)}).scalar() or 0
+    return connection.execute(_ESCALATE, {"fleet": fleet, "moves": given(moves)}).scalar() or 0
 
 
-def give_back(connection: Connection, moves: Sequence[Move]) -> int:
+def give_back(connection: Connection, fleet: str, moves: Sequence[Move]) -> int:
     """Move requests that wait for dedicated back to spot; return how many."""
     if not moves:
         return 0
-    return connection.execute(_GIVE_BACK, {"moves": given(moves)}).scalar() or 0
+    return connection.execute(_GIVE_BACK, {"fleet": fleet, "moves": given(moves)}).scalar() or 0
 
 
-def revoke(connection: Connection, moves: Sequence[Move]) -> tuple[int, list[BatchId]]:
+def revoke(
+    connection: Connection, fleet: str, moves: Sequence[Move]
+) -> tuple[int, list[BatchId]]:
     """Revoke claims of spot workers, as interruptions, for dedicated.
 
     Their workers' results are rejected from now on. Returns how many, and the batches that are
@@ -145,10 +150,11 @@ def revoke(connection: Connection, moves: Sequence[Move]) -> tuple[int, list[Bat
     """
     if not moves:
         return 0, []
-    rows = connection.execute(_REVOKE, {"moves": given(moves)}).all()
+    rows = connection.execute(_REVOKE, {"fleet": fleet, "moves": given(moves)}).all()
     ending = requeue(connection, rows)
     lines = [{"batch": row.batch_id, "line": row.line} for row in rows]
-    connection.execute(_ESCALATE_REVOKED, {"lines": msgspec.json.encode(lines).decode()})
+    parameters = {"fleet": fleet, "lines": msgspec.json.encode(lines).decode()}
+    connection.execute(_ESCALATE_REVOKED, parameters)
     return len(rows), ending
 
 
@@ -161,44 +167,48 @@ def given(moves: Sequence[Move]) -> str:
 # waits for the lock.
 _LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended('plan', 0))")
 # The requests that wait for spot are those that have not ended and are nowhere else: counting them
-# takes longer the more there are.
+# takes longer the more there are. Each part of a batch is looked up by key, whatever the statistics.
 BATCHES = """
-SELECT b.id, b.deadline, b.model,
-  greatest(0, b.total - s.unsplit - t.ended - d.dedicated - c.running_spot - c.running_dedicated)
-    AS spot,
-  d.dedicated, c.running_spot, c.running_dedicated, s.unsplit, t.ended, t.retried,
+SELECT b.id, p.fleet, b.deadline, p.model,
+  greatest(0, p.split - t.ended - d.dedicated - c.running_spot - c.running_dedicated) AS spot,
+  d.dedicated, c.running_spot, c.running_dedicated, p.lines - p.split AS unsplit, t.ended, t.retried,
   b.start_pool = 'dedicated' AS pinned
 FROM batches b CROSS JOIN LATERAL (
+  SELECT fleet, model, lines, split FROM batch_parts WHERE batch_id = b.id OFFSET 0) p
+CROSS JOIN LATERAL (
   SELECT coalesce(sum(completed + failed), 0) AS ended, coalesce(sum(retried), 0) AS retried
-  FROM tallies WHERE batch_id = b.id) t
+  FROM tallies WHERE batch_id = b.id AND fleet = p.fleet) t
 CROSS JOIN LATERAL (
-  SELECT count(*) AS dedicated FROM queue WHERE pool = 'dedicated' AND batch_id = b.id) d
-CROSS JOIN LATERAL (
-  SELECT coalesce(sum(lines), 0) AS unsplit FROM segments
-  WHERE batch_id = b.id AND split_at IS NULL) s
+  SELECT count(*) AS dedicated FROM queue
+  WHERE fleet = p.fleet AND pool = 'dedicated' AND batch_id = b.id) d
 CROSS JOIN LATERAL (
   SELECT count(*) FILTER (WHERE pool = 'spot') AS running_spot,
     count(*) FILTER (WHERE pool = 'dedicated') AS running_dedicated
-  FROM claims WHERE batch_id = b.id) c
+  FROM claims WHERE batch_id = b.id AND fleet = p.fleet) c
 WHERE b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
 UNION ALL
-SELECT b.id, b.deadline, NULL, 0, 0, 0, 0, f.lines, 0, 0, false
-FROM batches b JOIN files f ON f.id = b.input_file_id
+SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, 0, 0, p.lines, 0, 0, false
+FROM batches b CROSS JOIN LATERAL (
+  SELECT fleet, lines FROM batch_parts WHERE batch_id = b.id OFFSET 0) p
 WHERE b.status = 'validating' AND b.deadline > now()
 """
 _BATCHES = text(BATCHES)
-_DEDICATED = text("""
-SELECT now() AS now, w.since, ARRAY(SELECT pool FROM paused_pools) AS paused
-FROM (SELECT 1) AS always LEFT JOIN wanted_replicas w ON w.pool = 'dedicated'
+_FLEETS = text("""
+SELECT now() AS now, f.name, w.since,
+  ARRAY(SELECT pool FROM paused_pools p WHERE p.fleet = f.name) AS paused
+FROM fleets f LEFT JOIN wanted_replicas w ON w.fleet = f.name AND w.pool = 'dedicated'
+ORDER BY f.name
 """)
 _WORKERS = text("""
-SELECT pool, count(*) AS workers, count(*) FILTER (WHERE engine_state = 'closed') AS present,
+SELECT fleet, pool, count(*) AS workers, count(*) FILTER (WHERE engine_state = 'closed') AS present,
   count(*) FILTER (WHERE engine_state IN ('open', 'probing')) AS away
-FROM workers WHERE expires_at > now() GROUP BY pool
+FROM workers WHERE expires_at > now() GROUP BY fleet, pool
 """)
 _WANT = text("""
-INSERT INTO wanted_replicas (pool, replicas, since) VALUES (:pool, :replicas, :since)
-ON CONFLICT (pool) DO UPDATE SET replicas = excluded.replicas, since = excluded.since, at = now()
+INSERT INTO wanted_replicas (fleet, pool, replicas, since)
+SELECT * FROM json_to_recordset(cast(:wanted AS json)) AS g (
+  fleet text, pool text, replicas integer, since timestamptz[])
+ON CONFLICT (fleet, pool) DO UPDATE SET replicas = excluded.replicas, since = excluded.since, at = now()
 """)
 # In the order of ids, as everywhere else; the statement after it sees what a concurrent tick marked.
 _LOCK_RISKY = text("""
@@ -232,59 +242,79 @@ _MARK_RISK = text(MARK_RISK)
 
 
 class PlanStore:
-    """Read the open batches, and apply a plan in one transaction."""
+    """Read the open batches, and apply the plans of all fleets in one transaction."""
 
     def __init__(self, engine: Engine, *, new_id: Callable[[], UUID]) -> None:
         self._engine = engine
         self._new_id = new_id
 
-    def replan(self, decide: Callable[[SchedulerState], Plan]) -> PlanResult | None:
-        """Read the state, decide, and move requests; None while another tick does so."""
+    def replan(self, decide: Callable[[SchedulerState], Plan]) -> dict[str, PlanResult] | None:
+        """Read the state of each fleet, decide, and move requests; None while another tick does so.
+
+        Returns the results by fleet.
+        """
         with begin(self._engine) as connection:
             if not connection.execute(_LOCK).scalar_one():
                 return None
-            situation = look(connection)
-            plan = decide(situation)
-            replanned = self._apply(connection, plan, situation)
-            _want(connection, situation.wishes(plan.replicas))
-        self._mark_at_risk(plan)
+            states = look(connection)
+            plans = {fleet: decide(state) for fleet, state in states.items()}
+            replanned = {
+                fleet: self._apply(connection, plan, states[fleet])
+                for fleet, plan in plans.items()
+            }
+            _want(connection, states, plans)
+        self._mark_at_risk(plans.values())
         return replanned
 
-    def _apply(self, connection: Connection, plan: Plan, situation: SchedulerState) -> PlanResult:
+    def _apply(self, connection: Connection, plan: Plan, state: SchedulerState) -> PlanResult:
         """Move requests. The lock order is claims, batches, as everywhere else."""
-        revoked, ending = revoke(connection, plan.revocations)
+        revoked, ending = revoke(connection, state.fleet, plan.revocations)
         note_drained(connection, ending, self._new_id, delay=0)
-        escalated = escalate(connection, plan.escalations)
-        returned = give_back(connection, plan.returns)
+        escalated = escalate(connection, state.fleet, plan.escalations)
+        returned = give_back(connection, state.fleet, plan.returns)
         return PlanResult(
             plan,
-            situation.depths(),
-            situation.paused,
-            situation.stranded,
+            state.depths(),
+            state.paused,
+            state.stranded,
             escalated=escalated,
             revoked=revoked,
             returned=returned,
         )
 
-    def _mark_at_risk(self, plan: Plan) -> None:
-        """Mark exactly these running batches at risk, in a transaction without other locks."""
-        risky = [
-            {"batch": batch, "reason": plan.risk, "bound": plan.bounds.get(batch)}
-            for batch in plan.at_risk
-        ]
+    def _mark_at_risk(self, plans: Iterable[Plan]) -> None:
+        """Mark exactly these running batches at risk, in a transaction without other locks.
+
+        A batch that is at risk in several fleets gets the reason of the first.
+        """
+        risky: dict[BatchId, dict[str, object]] = {}
+        for plan in plans:
+            for batch in plan.at_risk:
+                mark = {"batch": batch, "reason": plan.risk, "bound": plan.bounds.get(batch)}
+                risky.setdefault(batch, mark)
         with begin(self._engine) as connection:
-            connection.execute(_LOCK_RISKY, {"risky": list(plan.at_risk)})
-            connection.execute(_MARK_RISK, {"risky": msgspec.json.encode(risky).decode()})
+            connection.execute(_LOCK_RISKY, {"risky": list(risky)})
+            marks = msgspec.json.encode(list(risky.values())).decode()
+            connection.execute(_MARK_RISK, {"risky": marks})
 
 
-def look(connection: Connection) -> SchedulerState:
-    """Return the open batches and the replicas; the rates are measured elsewhere."""
-    dedicated = connection.execute(_DEDICATED).one()
-    workers = {Pool(row.pool): row for row in connection.execute(_WORKERS)}
-    ours = workers.get(Pool.DEDICATED)
-    rows = connection.execute(_BATCHES).all()
+def look(connection: Connection) -> dict[str, SchedulerState]:
+    """Return the open batches and the replicas by fleet; the rates are measured elsewhere."""
+    fleets = connection.execute(_FLEETS).all()
+    workers = {FleetPool(row.fleet, Pool(row.pool)): row for row in connection.execute(_WORKERS)}
+    rows: dict[str, list[Any]] = {fleet.name: [] for fleet in fleets}
+    for row in connection.execute(_BATCHES):
+        rows.setdefault(row.fleet, []).append(row)
+    return {fleet.name: _state(fleet, rows[fleet.name], workers) for fleet in fleets}
+
+
+def _state(
+    fleet: Any, rows: Sequence[Any], workers: Mapping[FleetPool, Any]
+) -> SchedulerState:
+    dedicated = workers.get(FleetPool(fleet.name, Pool.DEDICATED))
     return SchedulerState(
-        now=dedicated.now,
+        fleet=fleet.name,
+        now=fleet.now,
         batches=tuple(
             OpenBatch(
                 id=BatchId(row.id),
@@ -298,18 +328,28 @@ def look(connection: Connection) -> SchedulerState:
             )
             for row in rows
         ),
-        present=0 if ours is None else ours.present,
-        wished=tuple(dedicated.since or ()),
+        present=0 if dedicated is None else dedicated.present,
+        wished=tuple(fleet.since or ()),
         models=frozenset(row.model for row in rows if row.model is not None),
         ended=sum(row.ended for row in rows),
         retried=sum(row.retried for row in rows),
-        paused=frozenset(map(Pool, dedicated.paused)),
-        stranded={pool: row.workers for pool, row in workers.items() if row.away == row.workers},
-        away=0 if ours is None else ours.away,
+        paused=frozenset(map(Pool, fleet.paused)),
+        stranded={
+            place.pool: row.workers
+            for place, row in workers.items()
+            if place.fleet == fleet.name and row.away == row.workers
+        },
+        away=0 if dedicated is None else dedicated.away,
     )
 
 
-def _want(connection: Connection, since: tuple[datetime, ...]) -> None:
-    connection.execute(
-        _WANT, {"pool": Pool.DEDICATED.value, "replicas": len(since), "since": list(since)}
-    )
+def _want(
+    connection: Connection, states: Mapping[str, SchedulerState], plans: Mapping[str, Plan]
+) -> None:
+    wanted = []
+    for fleet, plan in plans.items():
+        since = states[fleet].wishes(plan.replicas)
+        wanted.append(
+            {"fleet": fleet, "pool": Pool.DEDICATED, "replicas": len(since), "since": since}
+        )
+    connection.execute(_WANT, {"wanted": msgspec.json.encode(wanted).decode()})

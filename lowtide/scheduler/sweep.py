@@ -101,7 +101,7 @@ DELETE FROM claims WHERE ctid = ANY(ARRAY(
   SELECT c.ctid FROM claims c WHERE NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = c.lease_id)
   FOR UPDATE OF c SKIP LOCKED))
 RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
-  least(lost_leases + 1, greatest(lost_leases, :most))::smallint AS lost_leases, escalated, pool, claimed_at,
+  least(lost_leases + 1, greatest(lost_leases, :most))::smallint AS lost_leases, escalated, fleet, pool, claimed_at,
   'The worker stopped responding' AS reason,
   CASE WHEN lost_leases = 0 THEN 0 ELSE random() * least(60, 2 ^ (lost_leases + 2)) END AS delay,
   false AS failed, true AS interrupted, now() <= deadline AS in_time
@@ -110,7 +110,8 @@ _POISON = text("""
 WITH given AS (
   SELECT * FROM json_to_recordset(cast(:rows AS json)) AS g (
     batch_id uuid, tenant_id uuid, lease_id uuid, claimed_at timestamptz, line integer,
-    attempts smallint, interruptions smallint, lost_leases smallint, escalated boolean, pool text)
+    attempts smallint, interruptions smallint, lost_leases smallint, escalated boolean, fleet text,
+    pool text)
 ), stored AS (
   INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
     output_tokens, attempts, interruptions, succeeded, escalated, dead_lettered, pool, request_id,
@@ -124,9 +125,9 @@ WITH given AS (
   INSERT INTO request_events (tenant_id, batch_id, line, kind, pool, lease_id, detail)
   SELECT tenant_id, batch_id, line, 'dead_lettered', pool, lease_id, :message FROM given
 )
-INSERT INTO tallies AS t (batch_id, pool, lease_id, tenant_id, failed, dead_lettered)
-SELECT batch_id, pool, lease_id, tenant_id, count(*), count(*) FROM given
-GROUP BY batch_id, pool, lease_id, tenant_id ORDER BY batch_id, pool, lease_id
+INSERT INTO tallies AS t (batch_id, fleet, pool, lease_id, tenant_id, failed, dead_lettered)
+SELECT batch_id, fleet, pool, lease_id, tenant_id, count(*), count(*) FROM given
+GROUP BY batch_id, fleet, pool, lease_id, tenant_id ORDER BY batch_id, pool, lease_id
 ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET failed = t.failed + excluded.failed,
   dead_lettered = t.dead_lettered + excluded.dead_lettered
 """)

@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge
 
 from lowtide.core.errors import Unavailable
-from lowtide.core.pools import Pool
-from lowtide.planning.demand import scaled_replicas
+from lowtide.core.pools import FleetPool, Pool
+from lowtide.planning.demand import Capacity, PoolScale, scaled_replicas
 from lowtide.planning.state import decide
 from lowtide.queue.metrics import buried, interrupted, judged
 from lowtide.scheduler.samples import PoolLevel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from lowtide.batches.erasure import Eraser
     from lowtide.events.publisher import Publisher
     from lowtide.objects.store import ObjectStore
-    from lowtide.planning.demand import Capacity, PoolScale, Rate
-    from lowtide.planning.state import PlanResult, SweepResult
-    from lowtide.queue.rates import RateStore
+    from lowtide.core.ids import BatchId
+    from lowtide.planning.demand import Rate
+    from lowtide.planning.escalation import Plan
+    from lowtide.planning.state import PlanResult, SchedulerState, SweepResult
+    from lowtide.queue.rates import Rates, RateStore
     from lowtide.retention.service import Retention
     from lowtide.scheduler.plan import PlanStore
     from lowtide.scheduler.samples import SampleRecorder
@@ -44,14 +46,28 @@ _ERASE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
+class FleetRules:
+    """The configured capacity of a fleet's dedicated pool, and the scaling of each pool."""
+
+    capacity: Capacity
+    scales: Mapping[Pool, PoolScale]
+
+
+_UNDECLARED = FleetRules(
+    Capacity(rate=1.0, replicas=0, cold_start=0.0, margin=0.0, tick=1.0),
+    {pool: PoolScale(1, 0) for pool in Pool},
+)
+"""Those of a fleet that is no longer declared, whose workers go."""
+
+
+@dataclass(frozen=True, slots=True)
 class TickRules:
     """Settings of a tick; times in seconds.
 
     Samples of the pools are kept for `history_kept`, the audit log for `audit_kept`.
     """
 
-    capacity: Capacity
-    scales: Mapping[Pool, PoolScale]
+    fleets: Mapping[str, FleetRules]
     cancel_grace: float
     stalled_after: float
     history_kept: float
@@ -62,16 +78,16 @@ class TickRules:
 class TickReport:
     """The result of a tick.
 
-    `planned` holds the plan, the moves, and the requests that wait; None if another tick was
-    planning. `rates` are the requests per second that a replica is counted on for, by pool and
-    model.
+    `planned` holds the plan, the moves, and the requests that wait, by fleet; None if another tick
+    was planning. `rates` are the requests per second that a replica is counted on for, by fleet,
+    pool and model.
     """
 
     swept: SweepResult
-    planned: PlanResult | None
-    desired_replicas: Mapping[Pool, int]
-    rates: Mapping[tuple[Pool, str], float]
-    most_replicas: Mapping[Pool, int]
+    planned: Mapping[str, PlanResult] | None
+    desired_replicas: Mapping[FleetPool, int]
+    rates: Mapping[tuple[str, Pool, str], float]
+    most_replicas: Mapping[FleetPool, int]
 
 
 class Scheduler:
@@ -117,8 +133,15 @@ class Scheduler:
             swept=sweep_result,
             planned=plan_result,
             desired_replicas={} if plan_result is None else self._desired(plan_result),
-            rates={key: rate.lower_bound(self._rules.capacity.rate) for key, rate in rates.items()},
-            most_replicas={pool: scale.replicas for pool, scale in self._rules.scales.items()},
+            rates={
+                key: rate.lower_bound(self._fleet(key[0]).capacity.rate)
+                for key, rate in rates.items()
+            },
+            most_replicas={
+                FleetPool(fleet, pool): scale.replicas
+                for fleet, rules in self._rules.fleets.items()
+                for pool, scale in rules.scales.items()
+            },
         )
         with _failure_logged_as("history.not_recorded"):
             self._record(report)
@@ -144,33 +167,45 @@ class Scheduler:
         with _failure_logged_as("retention.not_measured"):
             self._retention.measure()
 
-    def _replan(self, rates: Mapping[tuple[Pool, str], Rate]) -> PlanResult | None:
-        dedicated = {model: rate for (pool, model), rate in rates.items() if pool is Pool.DEDICATED}
-        return self._plans.replan(
-            lambda state: decide(replace(state, rates=dedicated), self._rules.capacity)
-        )
+    def _fleet(self, name: str) -> FleetRules:
+        return self._rules.fleets.get(name, _UNDECLARED)
 
-    def _desired(self, plan_result: PlanResult) -> dict[Pool, int]:
+    def _replan(self, rates: Rates) -> dict[str, PlanResult] | None:
+        dedicated: dict[str, dict[str, Rate]] = {}
+        for (fleet, pool, model), rate in rates.items():
+            if pool is Pool.DEDICATED:
+                dedicated.setdefault(fleet, {})[model] = rate
+
+        def plan(state: SchedulerState) -> Plan:
+            measured = replace(state, rates=dedicated.get(state.fleet, {}))
+            return decide(measured, self._fleet(state.fleet).capacity)
+
+        return self._plans.replan(plan)
+
+    def _desired(self, planned: Mapping[str, PlanResult]) -> dict[FleetPool, int]:
         """Return the number of replicas for KEDA; the plan bounds those of dedicated."""
         return {
-            pool: scaled_replicas(
+            FleetPool(fleet, pool): scaled_replicas(
                 depth,
-                self._rules.scales[pool],
-                planned=plan_result.plan.replicas if pool is Pool.DEDICATED else None,
-                paused=pool in plan_result.paused,
-                stranded=plan_result.stranded.get(pool, 0),
+                self._fleet(fleet).scales[pool],
+                planned=result.plan.replicas if pool is Pool.DEDICATED else None,
+                paused=pool in result.paused,
+                stranded=result.stranded.get(pool, 0),
             )
-            for pool, depth in plan_result.after.items()
+            for fleet, result in planned.items()
+            for pool, depth in result.after.items()
         }
 
     def _record(self, report: TickReport) -> None:
         """Record this minute's sample, unless it exists."""
-        plan_result = report.planned
-        if plan_result is None:
+        if report.planned is None:
             return
         levels = {
-            pool: PoolLevel(lines, plan_result.before[pool].running, report.desired_replicas[pool])
-            for pool, lines in plan_result.waiting.items()
+            (place := FleetPool(fleet, pool)): PoolLevel(
+                lines, result.before[pool].running, report.desired_replicas[place]
+            )
+            for fleet, result in report.planned.items()
+            for pool, lines in result.waiting.items()
         }
         self._recorder.record(levels, retention=self._rules.history_kept)
 
@@ -202,13 +237,13 @@ def _failure_logged_as(event: str) -> Iterator[None]:
 
 
 def _log_report(report: TickReport) -> None:
-    plan_result = report.planned
+    results = (report.planned or {}).values()
     fields = {
         "reaped": report.swept.reaped,
-        "escalated": plan_result.escalated if plan_result else 0,
-        "revoked": plan_result.revoked if plan_result else 0,
-        "returned": plan_result.returned if plan_result else 0,
-        "at_risk": len(plan_result.plan.at_risk) if plan_result else 0,
+        "escalated": sum(result.escalated for result in results),
+        "revoked": sum(result.revoked for result in results),
+        "returned": sum(result.returned for result in results),
+        "at_risk": len(_at_risk(results)),
     }
     if any(fields.values()):
         _log.info("tick", extra=fields)
@@ -222,24 +257,27 @@ _RETURNED = Counter("deescalations_total", "Requests moved back to spot before d
 _REVOKED = Counter("revocations_total", "Requests revoked from spot workers for dedicated.")
 _SLACK = Gauge(
     "batch_deadline_slack_seconds",
-    "Min time, over all open batches, until all dedicated replicas must run; below 0, a "
-    "deadline cannot be met.",
+    "Min time, over all open batches of the fleet, until all its dedicated replicas must run; below "
+    "0, a deadline cannot be met.",
+    ["fleet"],
 )
 _PLANNED_REPLICAS = Gauge(
-    "dedicated_replicas_planned", "Dedicated replicas needed to meet the deadlines."
+    "dedicated_replicas_planned", "Dedicated replicas needed to meet the deadlines.", ["fleet"]
 )
 _RATE = Gauge(
     "replica_rate_lines_per_second",
     "Requests per second that plans assume of one full replica: a lower confidence bound.",
-    ["pool", "model"],
+    ["fleet", "pool", "model"],
 )
 _AT_RISK = Gauge("batches_at_risk", "Batches whose deadline cannot be met.")
-_QUEUED = Gauge("queue_depth", "Queued requests.", ["pool"])
-_PAUSED = Gauge("pool_paused", "1 while the pool is paused, else 0.", ["pool"])
-_MAX_REPLICAS = Gauge("autoscaler_max_replicas", "Max replicas of the pool.", ["pool"])
+_QUEUED = Gauge("queue_depth", "Queued requests.", ["fleet", "pool"])
+_PAUSED = Gauge("pool_paused", "1 while the pool is paused, else 0.", ["fleet", "pool"])
+_MAX_REPLICAS = Gauge("autoscaler_max_replicas", "Max replicas of the pool.", ["fleet", "pool"])
 _DESIRED = {
-    Pool.SPOT: Gauge("autoscaler_desired_spot_replicas", "Desired spot replicas."),
-    Pool.DEDICATED: Gauge("autoscaler_desired_dedicated_replicas", "Desired dedicated replicas."),
+    Pool.SPOT: Gauge("autoscaler_desired_spot_replicas", "Desired spot replicas.", ["fleet"]),
+    Pool.DEDICATED: Gauge(
+        "autoscaler_desired_dedicated_replicas", "Desired dedicated replicas.", ["fleet"]
+    ),
 }
 
 
@@ -252,23 +290,28 @@ def ticked(report: TickReport) -> None:
     interrupted(report.swept.interrupted)
     buried(report.swept.buried)
     if report.planned is not None:
-        _publish_plan(report.planned)
-    for (pool, model), rate in report.rates.items():
-        _RATE.labels(pool.value, model).set(rate)
-    for pool, replicas in report.desired_replicas.items():
-        _DESIRED[pool].set(replicas)
-    for pool, max_replicas in report.most_replicas.items():
-        _MAX_REPLICAS.labels(pool.value).set(max_replicas)
+        _AT_RISK.set(len(_at_risk(report.planned.values())))
+        for fleet, result in report.planned.items():
+            _publish_plan(fleet, result)
+    for (fleet, pool, model), rate in report.rates.items():
+        _RATE.labels(fleet, pool.value, model).set(rate)
+    for place, replicas in report.desired_replicas.items():
+        _DESIRED[place.pool].labels(place.fleet).set(replicas)
+    for place, max_replicas in report.most_replicas.items():
+        _MAX_REPLICAS.labels(place.fleet, place.pool.value).set(max_replicas)
 
 
-def _publish_plan(plan_result: PlanResult) -> None:
-    for pool, lines in plan_result.waiting.items():
-        _QUEUED.labels(pool.value).set(lines)
-        _PAUSED.labels(pool.value).set(pool in plan_result.paused)
-    _ESCALATED.inc(plan_result.escalated)
-    _RETURNED.inc(plan_result.returned)
-    _REVOKED.inc(plan_result.revoked)
-    _AT_RISK.set(len(plan_result.plan.at_risk))
-    _PLANNED_REPLICAS.set(plan_result.plan.replicas)
+def _publish_plan(fleet: str, result: PlanResult) -> None:
+    for pool, lines in result.waiting.items():
+        _QUEUED.labels(fleet, pool.value).set(lines)
+        _PAUSED.labels(fleet, pool.value).set(pool in result.paused)
+    _ESCALATED.inc(result.escalated)
+    _RETURNED.inc(result.returned)
+    _REVOKED.inc(result.revoked)
+    _PLANNED_REPLICAS.labels(fleet).set(result.plan.replicas)
     # With no open batch nothing can ever be late, and a gauge of 0 would look like an alarm.
-    _SLACK.set(math.inf if plan_result.plan.slack is None else plan_result.plan.slack)
+    _SLACK.labels(fleet).set(math.inf if result.plan.slack is None else result.plan.slack)
+
+
+def _at_risk(results: Iterable[PlanResult]) -> set[BatchId]:
+    return {batch for result in results for batch in result.plan.at_risk}

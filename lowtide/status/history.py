@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
 
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.database.connections import begin
+from lowtide.scheduler.pauses import place_of
 
 if TYPE_CHECKING:
+    from lowtide.core.pools import FleetPool
     from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
@@ -90,11 +92,12 @@ class SlaBar:
 
 @dataclass(frozen=True, slots=True)
 class PauseSpan:
-    """The time in which a pool was paused; `until` is None while it is."""
+    """The time in which a fleet's pool was paused; `until` is None while it is."""
 
     pool: Pool
     since: datetime
     until: datetime | None
+    fleet: str = DEFAULT_FLEET
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +131,14 @@ SELECT date_bin(make_interval(secs => :step), at, 'epoch') AS at, pool, max(queu
   max(running) AS running, max(oldest_age) AS oldest_age, max(desired) AS desired,
   max(live) AS live, sum(seconds) AS seconds, sum(done)::bigint AS done,
   sum(interrupted)::bigint AS interrupted, sum(replica_seconds) AS replica_seconds
-FROM pool_samples
-WHERE at >= date_bin(make_interval(secs => :step), now() - make_interval(secs => :span), 'epoch')
+FROM (
+  SELECT at, pool, sum(queued) AS queued, sum(running) AS running, max(oldest_age) AS oldest_age,
+    sum(desired) AS desired, sum(live) AS live, max(seconds) AS seconds, sum(done) AS done,
+    sum(interrupted) AS interrupted, sum(replica_seconds) AS replica_seconds
+  FROM pool_samples
+  WHERE at >= date_bin(make_interval(secs => :step), now() - make_interval(secs => :span), 'epoch')
+    AND (cast(:fleet AS text) IS NULL OR fleet = :fleet)
+  GROUP BY at, pool) s
 GROUP BY 1, 2 ORDER BY 1, 2
 """
 _POINTS = text(POINTS)
@@ -148,7 +157,7 @@ FROM (
 _SLA = text(SLA)
 MAX_PAUSES: Final = 100
 PAUSES = """
-SELECT c.at, c.action, c.subject AS pool
+SELECT c.at, c.action, c.subject
 FROM unnest(ARRAY['pool.paused', 'pool.resumed']) AS wanted (action)
 CROSS JOIN LATERAL (
   SELECT id, at, action, subject FROM audit_log
@@ -165,12 +174,12 @@ class HistoryStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def read(self, wanted: HistoryRange) -> History:
-        """Return the history of a range until now; raises Unavailable."""
+    def read(self, wanted: HistoryRange, fleet: str | None = None) -> History:
+        """Return the history of a range until now, of one fleet or of all; raises Unavailable."""
         span = wanted.span.total_seconds()
         with begin(self._engine) as connection:
             until = connection.execute(_NOW).scalar_one()
-            parameters = {"span": span, "step": wanted.step.total_seconds()}
+            parameters = {"span": span, "step": wanted.step.total_seconds(), "fleet": fleet}
             rows = connection.execute(_POINTS, parameters).all()
             ended = connection.execute(_SLA, {"span": span, "bar": wanted.bar.total_seconds()})
             changes = connection.execute(_PAUSES, {"limit": MAX_PAUSES}).all()
@@ -189,15 +198,15 @@ class HistoryStore:
 
 def _pauses(changes: Iterable[Any]) -> Iterable[PauseSpan]:
     """Yield the pauses in the audit log; a resumption whose pause is not among them is left out."""
-    paused: dict[Pool, datetime] = {}
+    paused: dict[FleetPool, datetime] = {}
     for change in changes:
-        pool = Pool(change.pool)
+        place = place_of(change.subject)
         if change.action == "pool.paused":
-            paused[pool] = change.at
-        elif pool in paused:
-            yield PauseSpan(pool, paused.pop(pool), change.at)
-    for pool, since in paused.items():
-        yield PauseSpan(pool, since, None)
+            paused[place] = change.at
+        elif place in paused:
+            yield PauseSpan(place.pool, paused.pop(place), change.at, place.fleet)
+    for place, since in paused.items():
+        yield PauseSpan(place.pool, since, None, place.fleet)
 
 
 def _points(rows: Iterable[Any]) -> Iterable[HistoryPoint]:

@@ -203,24 +203,27 @@ FROM batch_states s ORDER BY s.id DESC LIMIT :limit
 """
 # A cancelled batch's requests may run on for a while.
 TENANTS = f"""
-SELECT t.id, t.name, count(*) AS batches, count(*) FILTER (WHERE b.at_risk) AS at_risk,
+SELECT t.id, t.name, count(DISTINCT b.id) AS batches,
+  count(DISTINCT b.id) FILTER (WHERE b.at_risk) AS at_risk,
   sum(l.spot)::bigint AS spot, sum(l.dedicated)::bigint AS dedicated,
   sum(l.running_spot)::bigint AS running_spot,
   sum(l.running_dedicated)::bigint AS running_dedicated,
   min(f.spot) AS oldest_spot, min(f.dedicated) AS oldest_dedicated
 FROM ({BATCHES}
 UNION ALL
-SELECT b.id, b.deadline, NULL, 0, 0, c.running_spot, c.running_dedicated, 0, 0, 0, false
-FROM batches b CROSS JOIN LATERAL (
+SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, c.running_spot, c.running_dedicated, 0, 0, 0, false
+FROM batches b
+CROSS JOIN LATERAL (SELECT fleet FROM batch_parts WHERE batch_id = b.id OFFSET 0) p
+CROSS JOIN LATERAL (
   SELECT count(*) FILTER (WHERE pool = 'spot') AS running_spot,
     count(*) FILTER (WHERE pool = 'dedicated') AS running_dedicated
-  FROM claims WHERE batch_id = b.id) c
+  FROM claims WHERE batch_id = b.id AND fleet = p.fleet) c
 WHERE b.status = 'cancelling' AND b.drained_at IS NULL
 ) l JOIN batches b ON b.id = l.id JOIN tenants t ON t.id = b.tenant_id
 CROSS JOIN LATERAL (SELECT
-  (SELECT available_at FROM queue WHERE pool = 'spot' AND batch_id = b.id
+  (SELECT available_at FROM queue WHERE fleet = l.fleet AND pool = 'spot' AND batch_id = b.id
    ORDER BY available_at LIMIT 1) AS spot,
-  (SELECT available_at FROM queue WHERE pool = 'dedicated' AND batch_id = b.id
+  (SELECT available_at FROM queue WHERE fleet = l.fleet AND pool = 'dedicated' AND batch_id = b.id
    ORDER BY available_at LIMIT 1) AS dedicated) f
 GROUP BY t.id, t.name ORDER BY t.name
 """  # noqa: S608 - two constants of ours

@@ -47,8 +47,9 @@ METERS = """open.batches AS active_batches, open.lines AS open_lines, held.runni
 METERED = f"""
 CROSS JOIN LATERAL ({USE.replace(":tenant", "t.id")}) open
 CROSS JOIN LATERAL (
-  SELECT count(*) AS running FROM claims
-  WHERE tenant_id = t.id AND pool IN ('spot', 'dedicated')) held
+  SELECT coalesce(sum(n.running), 0)::bigint AS running FROM fleets f CROSS JOIN LATERAL (
+    SELECT count(*) AS running FROM claims
+    WHERE fleet = f.name AND pool IN ('spot', 'dedicated') AND tenant_id = t.id) n) held
 LEFT JOIN request_rates rate ON rate.tenant_id = t.id
 """  # noqa: S608
 LIMIT_COLUMNS = {f"max_{name}": name for name in LIMITS}

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from lowtide.batches.admission import AdmissionPolicy
 from lowtide.batches.forecast import WorkloadStore
 from lowtide.batches.model import Batch, NewBatch, SlaState
-from lowtide.batches.workload import Fleet, PoolWorkers
+from lowtide.batches.workload import FleetCapacity, PoolWorkers
 from lowtide.core.errors import Conflict
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId, new_id
 from lowtide.core.pools import Pool
@@ -119,7 +119,7 @@ def test_outlook_counts_open_requests_by_deadline(world: World) -> None:
     }
     assert workload.rates == {(Pool.SPOT, "m"): Rate(100, 50, 25, 10000)}
     batch = world.batches.get(other, running)
-    forecast = workload.forecast(batch, Fleet(Capacity(0.5, 0, 200.0, 0.0, 10.0)))
+    forecast = workload.forecast(batch, FleetCapacity(Capacity(0.5, 0, 200.0, 0.0, 10.0)))
     assert forecast is not None
     # The engine that starts is expected in 100 s.
     assert forecast.likely == workload.at + timedelta(seconds=14)

@@ -7,13 +7,13 @@ from datetime import timedelta
 
 from lowtide.batches.forecast import Forecaster, WorkloadStore
 from lowtide.batches.model import BatchStatus
-from lowtide.batches.workload import Fleet, OpenWork, PoolWorkers, Workload
+from lowtide.batches.workload import FleetCapacity, OpenWork, PoolWorkers, Workload
 from lowtide.core.pools import Pool
 from lowtide.planning.demand import Capacity
 from tests.batches.test_batches import DEADLINE, EARLY, example
 
 # One request a second.
-FLEET = Fleet(Capacity(1.0, 0, 0.0, 0.0, 10.0, in_flight=1))
+FLEET = FleetCapacity(Capacity(1.0, 0, 0.0, 0.0, 10.0, in_flight=1))
 
 
 class _Source(WorkloadStore):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lowtide.batches.model import Batch, BatchStatus, Outcomes
-from lowtide.batches.workload import Fleet, OpenWork, PoolWorkers, Workload
+from lowtide.batches.workload import FleetCapacity, OpenWork, PoolWorkers, Workload
 from lowtide.core.pools import Pool
 from lowtide.planning.demand import Capacity, PoolScale, Rate, RateSample
 from tests.batches.test_batches import DEADLINE, example
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NOW = DEADLINE - timedelta(hours=2)
 PRIOR = 0.5
 # No dedicated replicas back the deadline.
-FLEET = Fleet(Capacity(PRIOR, 0, 60.0, 0.0, 10.0, in_flight=1))
+FLEET = FleetCapacity(Capacity(PRIOR, 0, 60.0, 0.0, 10.0, in_flight=1))
 TWO_ON_SPOT = {Pool.SPOT: PoolWorkers(2)}
 BOTH = {Pool.SPOT: PoolWorkers(1), Pool.DEDICATED: PoolWorkers(1)}
 
@@ -33,11 +33,11 @@ def _rate(requests_per_second: float) -> Rate:
     return Rate().fold([RateSample(int(requests_per_second * 1000), 1000.0)])
 
 
-BACKED = Fleet(Capacity(PRIOR, 2, 60.0, 30.0, 10.0, in_flight=1))
+BACKED = FleetCapacity(Capacity(PRIOR, 2, 60.0, 30.0, 10.0, in_flight=1))
 LIMITED = OpenWork(NOW + timedelta(hours=2), "m", 60, max_running=1)
 
 
-def _eta(workload: Workload, batch: Batch, fleet: Fleet = FLEET) -> float | None:
+def _eta(workload: Workload, batch: Batch, fleet: FleetCapacity = FLEET) -> float | None:
     """Return the seconds until the likely end."""
     forecast = workload.forecast(batch, fleet)
     if forecast is None or forecast.likely is None:

@@ -15,7 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from lowtide.batches.model import Batch, BatchStatus, Outcomes
-from lowtide.batches.workload import Fleet, OpenWork, PoolWorkers, Workload
+from lowtide.batches.workload import FleetCapacity, OpenWork, PoolWorkers, Workload
 from lowtide.core.ids import BatchId, FileId, TenantId
 from lowtide.core.pools import Pool, Prices
 from lowtide.planning.demand import (
@@ -65,7 +65,7 @@ class Scenario:
     window: float
 
     @property
-    def fleet(self) -> Fleet:
+    def fleet(self) -> FleetCapacity:
         """The configuration, with a rate that is only roughly right."""
         capacity = Capacity(
             rate=self.rate * self.spread,
@@ -75,7 +75,7 @@ class Scenario:
             tick=TICK,
             in_flight=self.slots,
         )
-        return Fleet(capacity, self.spot, RETRY)
+        return FleetCapacity(capacity, self.spot, RETRY)
 
 
 def scenario(seed: int) -> Scenario:
@@ -501,7 +501,7 @@ class Simulation:
         )
 
 
-def moments(seeds: Iterator[int] | range) -> Iterator[tuple[int, Moment, Fleet, float]]:
+def moments(seeds: Iterator[int] | range) -> Iterator[tuple[int, Moment, FleetCapacity, float]]:
     """Yield a random moment of each run, the configuration, and the seconds until the true end."""
     for seed in seeds:
         setting = scenario(seed)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lowtide.batches.model import Batch, BatchStatus, Outcomes
-from lowtide.batches.workload import Fleet, Workload
+from lowtide.batches.workload import FleetCapacity, Workload
 from lowtide.core.pools import Depth, Pool
 from lowtide.explain.model import Factor, Facts, Mark, explain
 from lowtide.explain.words import words
@@ -18,7 +18,7 @@ from lowtide.planning.reasons import Bound, Reason, Risk
 from tests.batches.test_batches import EARLY, example
 
 START = EARLY - timedelta(seconds=1000)
-FLEET = Fleet(Capacity(1.0, 2, 60.0, 0.0, 10.0))
+FLEET = FleetCapacity(Capacity(1.0, 2, 60.0, 0.0, 10.0))
 ENDED = replace(
     example(BatchStatus.COMPLETED, ended_at=EARLY),
     in_progress_at=START,

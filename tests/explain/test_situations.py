@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.batches.workload import Fleet
+from lowtide.batches.workload import FleetCapacity
 from lowtide.core.ids import DEFAULT_TENANT, BatchId
 from lowtide.core.pools import Pool
 from lowtide.explain import store
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lowtide.explain.model import Explanation
 
 CAPACITY = Capacity(rate=2.0, replicas=2, cold_start=60.0, margin=10.0, tick=10.0, in_flight=4)
-FLEET = Fleet(CAPACITY, PoolScale(5, 4), 10.0)
+FLEET = FleetCapacity(CAPACITY, PoolScale(5, 4), 10.0)
 HOUR = 3600
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import op
 
 from lowtide.database.migrations.isolation import isolated
-from lowtide.database.migrations.views import REQUEST_STATES
+from lowtide.database.migrations.views import BATCH_STATES, GRANTS, REQUEST_STATES
 
 revision = "0002"
 down_revision = "0001"
@@ -406,40 +406,6 @@ ALTER TABLE request_events_{suffix} ALTER COLUMN id DROP IDENTITY;
     )
 
 
-VIEWS = """
--- Counts come from the per-worker tallies, so that settling a request locks no shared row. `b.*` is
--- fixed when the view is created: a migration that adds a column to batches creates it again.
-CREATE VIEW batch_states WITH (security_invoker = true) AS
-SELECT b.*, n.batch_retention, c.running,
-  t.tallied_completed, t.tallied_failed, t.dead_lettered, t.interrupted, t.retried, t.escalated,
-  t.input_tokens, t.output_tokens, t.cached_tokens, t.reasoning_tokens, t.on_dedicated,
-  t.spot_seconds, t.dedicated_seconds, t.running_seconds
-FROM batches b
-JOIN LATERAL (SELECT batch_retention FROM tenants WHERE id = b.tenant_id OFFSET 0) n ON true
-CROSS JOIN LATERAL (
-  SELECT coalesce(sum(completed), 0)::integer AS tallied_completed,
-    coalesce(sum(failed), 0)::integer AS tallied_failed,
-    coalesce(sum(dead_lettered), 0)::integer AS dead_lettered,
-    coalesce(sum(interrupted), 0)::integer AS interrupted,
-    coalesce(sum(retried), 0)::integer AS retried,
-    coalesce(sum(escalated), 0)::integer AS escalated,
-    coalesce(sum(input_tokens), 0)::bigint AS input_tokens,
-    coalesce(sum(output_tokens), 0)::bigint AS output_tokens,
-    coalesce(sum(cached_tokens), 0)::bigint AS cached_tokens,
-    coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning_tokens,
-    coalesce(sum(completed + failed) FILTER (WHERE pool = 'dedicated'), 0)::integer AS on_dedicated,
-    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'spot'), 0) AS spot_seconds,
-    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated_seconds,
-    coalesce(sum(running_seconds), 0) AS running_seconds
-  FROM tallies WHERE batch_id = b.id
-) t
-CROSS JOIN LATERAL (
-  SELECT CASE WHEN b.drained_at IS NULL AND b.status IN ('in_progress', 'cancelling')
-    THEN (SELECT count(*) FROM claims WHERE batch_id = b.id)::integer ELSE 0 END AS running) c;
-
-GRANT SELECT ON request_states, batch_states TO lowtide_api, lowtide_worker, lowtide_operator;
-"""
-
 ERASURE = f"""
 -- What the scheduler still has to erase of a batch, in sets of requests: it is done up to after_line.
 -- `bodies` are those of the results of a closed batch, which its files have. The other parts follow
@@ -489,7 +455,8 @@ def upgrade() -> None:
         op.execute(script)
     _partition_tables()
     op.execute(REQUEST_STATES)
-    op.execute(VIEWS)
+    op.execute(BATCH_STATES)
+    op.execute(GRANTS)
 
 
 def downgrade() -> None:
