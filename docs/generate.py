@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -9,6 +10,7 @@ from pydantic import SecretStr
 from docs import extensions
 from lowtide.batches.model import BATCH_TRANSITIONS, OPENAI_COUNTS, SLA_STATES
 from lowtide.core.durations import format_seconds
+from lowtide.fleets.parsing import FleetsFile
 from lowtide.settings import DURATION, PREFIX, Settings
 
 DOCS = Path(__file__).resolve().parent
@@ -97,7 +99,14 @@ def states_page() -> str:
     )
 
 
+def fleets_schema() -> str:
+    """Return the JSON Schema of the file of fleets, for editors."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(schema | FleetsFile.model_json_schema(), indent=2) + "\n"
+
+
 PAGES = {
+    "fleets.schema.json": fleets_schema,
     "settings.md": settings_page,
     "states.md": states_page,
     "x-lowtide.md": extensions.page,

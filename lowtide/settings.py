@@ -99,7 +99,7 @@ def _seconds(value: object) -> object:
     return seconds
 
 
-DURATION: Final = BeforeValidator(_seconds)
+DURATION: Final = BeforeValidator(_seconds, json_schema_input_type=float | str)
 """Marks the settings that are durations; docs/generate.py looks for it."""
 Duration = Annotated[float, DURATION]
 WholeSeconds = Annotated[int, DURATION]
@@ -131,7 +131,7 @@ AUTO: Final = "auto"
 NumberOrAuto = Literal["auto"] | int
 
 
-def _at_least(least: int) -> BeforeValidator:
+def at_least(least: int) -> BeforeValidator:
     """Return the validation of a whole number from `least` on, or `auto`."""
 
     def check(value: object) -> object:
@@ -308,6 +308,14 @@ class Settings(BaseSettings):
         default=LogLevel.INFO, description="`debug`, `info`, `warning` or `error`."
     )
 
+    fleets: str = Field(
+        default="",
+        description="Path of the YAML file that declares the fleets. Unset: one fleet, `default`, serves any "
+        "model with the settings of this table. See [fleets.md](fleets.md).",
+    )
+    fleet: str = Field(
+        default="default", min_length=1, description="Fleet that a worker belongs to."
+    )
     engine: EngineKind = Field(
         default=EngineKind.SIMULATED,
         description="Engine that runs the requests: `simulated`, `openai` or `noop`.",
@@ -351,7 +359,7 @@ class Settings(BaseSettings):
         "[simulated-engine.md](simulated-engine.md).",
     )
 
-    worker_concurrency: Annotated[NumberOrAuto, _at_least(1)] = Field(
+    worker_concurrency: Annotated[NumberOrAuto, at_least(1)] = Field(
         default=AUTO,
         description="Max requests in flight per worker. `auto` finds what the engine can use: see "
         "[concurrency.md](concurrency.md). For the simulated and the no-op engine it is 32.",
@@ -359,7 +367,7 @@ class Settings(BaseSettings):
     worker_max_concurrency: int = Field(
         default=1024, ge=1, description="Max requests in flight that `auto` may find."
     )
-    worker_prefetch: Annotated[NumberOrAuto, _at_least(0)] = Field(
+    worker_prefetch: Annotated[NumberOrAuto, at_least(0)] = Field(
         default=AUTO,
         description="Requests that a worker claims in addition to those in flight. `auto`: as many as the "
         "engine takes while a claim is under way, twice. For the simulated and the no-op engine it is 16.",

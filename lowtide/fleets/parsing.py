@@ -1,0 +1,300 @@
+"""The file of fleets: its format, and all problems of one at once, with their lines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
+
+from lowtide.fleets.checks import problems_of
+from lowtide.fleets.file import default_fleet
+from lowtide.fleets.model import Fleet, Fleets, Share
+from lowtide.settings import AUTO, Duration, EngineKind, NumberOrAuto, at_least
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from pydantic_core import ErrorDetails
+
+    from lowtide.fleets.checks import Location
+    from lowtide.settings import Settings
+
+
+class InvalidFleets(ValueError):
+    """A file of fleets with problems; the text has one line for each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+_NAME: Final = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+_MODEL: Final = r"^([^\s*]{1,256}\*?|\*)$"
+_EXACT_MODEL: Final = r"^[^\s*]{1,256}$"
+_VARIABLE: Final = r"^[A-Z_][A-Z0-9_]*$"
+_LABEL: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+_FIXES: Final = {
+    _NAME: "a fleet's name becomes part of the names of Kubernetes objects: use at most 40 of a-z, 0-9 "
+    "and -, with a letter or a digit first and last",
+    _MODEL: "must be a model's name, a prefix such as qwen-*, or *",
+    _EXACT_MODEL: "must be the exact name of a model, without spaces and without *",
+    _VARIABLE: "must be the name of an environment variable, such as QWEN_API_KEY: keys do not belong "
+    "in this file",
+    _LABEL: "must be usable as the value of a Kubernetes label, such as H100",
+}
+
+_Name = Annotated[str, StringConstraints(pattern=_NAME)]
+_Model = Annotated[str, StringConstraints(pattern=_MODEL)]
+_ExactModel = Annotated[str, StringConstraints(pattern=_EXACT_MODEL)]
+_Variable = Annotated[str, StringConstraints(pattern=_VARIABLE)]
+_Label = Annotated[str, StringConstraints(pattern=_LABEL)]
+
+
+def _engine_url(value: str) -> str:
+    """Validate the base URL of an engine; raises ValueError."""
+    parts = urlsplit(value)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must hold no user and no password: name a variable in api_key_env")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must start with http:// or https:// and have a host, but no query")
+    return value.rstrip("/")
+
+
+class _Part(BaseModel):
+    """A mapping of the file; what it omits comes from the settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def given(self) -> dict[str, Any]:
+        """Return the values that the file sets, except those of mappings."""
+        return {
+            name: value
+            for name in self.model_fields_set
+            if not isinstance(value := getattr(self, name), _Part) and value is not None
+        }
+
+
+class PoolPart(_Part):
+    """Bounds and prices of the workers of one price class."""
+
+    min_replicas: int | None = Field(default=None, ge=0, description="Replicas without any work.")
+    max_replicas: int | None = Field(default=None, ge=0, description="Max replicas.")
+    price: float | None = Field(default=None, ge=0, description="Price of a replica per hour.")
+    rows_per_replica: int | None = Field(
+        default=None, ge=1, description="KEDA's target: requests per replica."
+    )
+    cold_start: Duration | None = Field(
+        default=None, ge=0, description="Max time until a new replica works, such as 15m."
+    )
+    rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="Assumed requests per second of a replica, until measurements suffice.",
+    )
+
+
+class EnginePart(_Part):
+    """The engine of the fleet's workers."""
+
+    kind: EngineKind | None = Field(default=None, description="As LOWTIDE_ENGINE.")
+    url: Annotated[str, AfterValidator(_engine_url)] | None = Field(
+        default=None, description="Base URL, without /v1. 127.0.0.1 is the worker's own pod."
+    )
+    api_key_env: _Variable | None = Field(
+        default=None,
+        description="Name of the environment variable that holds the engine's API key.",
+    )
+    concurrency: Annotated[NumberOrAuto, at_least(1)] | None = Field(
+        default=None, description="Max requests in flight per worker, or auto."
+    )
+    longest_context: int | None = Field(
+        default=None, ge=1, description="Max tokens of request and answer together."
+    )
+    share: Share | None = Field(
+        default=None, description="`spare` if the engine also serves online traffic, else `all`."
+    )
+
+
+class FleetPart(_Part):
+    """Workers that serve a set of models on one kind of hardware."""
+
+    models: tuple[_Model, ...] = Field(
+        min_length=1, description="Names of models, prefixes such as qwen-*, or *."
+    )
+    aliases: dict[_ExactModel, _ExactModel] | None = Field(
+        default=None, description="Further names, each of a model that the fleet serves."
+    )
+    endpoints: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Endpoints that the models support."
+    )
+    engine: EnginePart = Field(default=EnginePart(), description="The engine.")
+    spot: PoolPart = Field(default=PoolPart(), description="Cheap and interruptible workers.")
+    dedicated: PoolPart = Field(
+        default=PoolPart(), description="Stable and more expensive workers."
+    )
+    gpu: _Label | None = Field(
+        default=None, description="Kind of GPU, the value of the nodes' label lowtide.dev/gpu."
+    )
+    fallback: str | None = Field(
+        default=None, description="Fleet that takes over what this one cannot finish in time."
+    )
+
+
+class FleetsFile(_Part):
+    """The file that LOWTIDE_FLEETS names."""
+
+    fleets: dict[_Name, FleetPart] = Field(min_length=1, description="The fleets, by name.")
+
+
+def parse_file(path: Path, settings: Settings) -> Fleets:
+    """Read a file of fleets; raises InvalidFleets."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidFleets([f"{path} cannot be read: {error}"]) from error
+    return parse(text, settings, path.name)
+
+
+def parse(text: str, settings: Settings, name: str = "fleets.yaml") -> Fleets:
+    """Return the fleets of a text; raises InvalidFleets, whose lines name the file and the line."""
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        repeated = list(_repeated_keys(root))
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidFleets([f"{name}: {error}"]) from error
+    try:
+        file = FleetsFile.model_validate(data)
+    except ValidationError as error:
+        found = [(detail["loc"], _message(detail)) for detail in error.errors(include_url=False)]
+    else:
+        fleets = Fleets(tuple(_fleet(one, part, settings) for one, part in file.fleets.items()))
+        found = [(("fleets", *location), message) for location, message in problems_of(fleets)]
+        found += [(("fleets", *where), text) for where, text in _closed_endpoints(file, settings)]
+        if not found and not repeated:
+            return fleets
+    problems = [(_line(root, location), _text(location, message)) for location, message in found]
+    raise InvalidFleets([f"{name}:{line}: {text}" for line, text in sorted(problems + repeated)])
+
+
+def _fleet(name: str, part: FleetPart, settings: Settings) -> Fleet:
+    default = default_fleet(settings)
+    engine = part.engine.given()
+    if engine.get("concurrency") == AUTO:
+        engine["concurrency"] = None
+    return replace(
+        default,
+        name=name,
+        engine=replace(default.engine, **engine),
+        spot=replace(default.spot, **part.spot.given()),
+        dedicated=replace(default.dedicated, **part.dedicated.given()),
+        **part.given(),
+    )
+
+
+def _closed_endpoints(file: FleetsFile, settings: Settings) -> Iterator[tuple[Location, str]]:
+    for name, part in file.fleets.items():
+        for position, endpoint in enumerate(part.endpoints or ()):
+            if endpoint not in settings.endpoints:
+                yield (
+                    (name, "endpoints", position),
+                    f"{endpoint} is not one of LOWTIDE_ENDPOINTS: {', '.join(settings.endpoints)}",
+                )
+
+
+_MAPPING: Final = "must be a mapping, such as `key: value`"
+_MESSAGES: Final = {
+    "missing": "is missing",
+    "string_type": "must be text: put it in quotes",
+    "model_type": _MAPPING,
+    "dict_type": _MAPPING,
+    "too_short": "must not be empty",
+}
+
+
+def _message(detail: ErrorDetails) -> str:
+    """Return what is wrong and its fix; never the value, which may be a secret."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_key(detail["loc"])
+    if kind == "string_pattern_mismatch":
+        return _FIXES[context["pattern"]]
+    if kind in _MESSAGES:
+        return _MESSAGES[kind]
+    return detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
+
+
+def _unknown_key(location: Location) -> str:
+    """Return the keys that exist instead; `location` is that of the unknown key."""
+    parts = [part for part in location if isinstance(part, str)]
+    known = _keys(parts)
+    similar = get_close_matches(parts[-1], known, n=1)
+    fix = f"did you mean {similar[0]}?" if similar else f"known are {', '.join(known)}"
+    if any(word in parts[-1].lower() for word in ("key", "token", "secret", "password")):
+        fix = "secrets do not belong in this file: name a variable in engine.api_key_env"
+    return f"is an unknown key; {fix}"
+
+
+def _keys(parts: Sequence[str]) -> list[str]:
+    if len(parts) == 1:
+        return list(FleetsFile.model_fields)
+    nested: dict[str, type[_Part]] = {"engine": EnginePart, "spot": PoolPart, "dedicated": PoolPart}
+    part = nested.get(parts[2], FleetPart) if len(parts) > 3 else FleetPart
+    return list(part.model_fields)
+
+
+_KEY: Final = "[key]"  # pydantic's mark of an invalid key
+
+
+def _text(location: Location, message: str) -> str:
+    parts = [str(part) for part in location if part != _KEY]
+    if not parts:
+        return message
+    if parts[0] != "fleets" or len(parts) < 2:
+        return f"{'.'.join(parts)}: {message}"
+    key = f" {'.'.join(parts[2:])}:" if parts[2:] else ""
+    return f"fleet {parts[1]}:{key} {message}"
+
+
+def _line(root: yaml.Node | None, location: Location) -> int:
+    """Return the line of a value's key, or that of the closest mapping around it, from 1."""
+    node, line = root, 1
+    for part in location:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            if part >= len(node.value):
+                break
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode):
+            found = [pair for pair in node.value if pair[0].value == str(part)]
+            if not found:
+                break
+            line, node = found[-1][0].start_mark.line + 1, found[-1][1]
+    return line
+
+
+def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[int, str]]:
+    """Yield the keys that occur twice in a mapping, of which YAML drops the first."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated_keys(item)
+    elif isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                yield line, f"{key.value} is repeated, after line {seen[key.value]}: remove one"
+            seen[str(key.value)] = line
+            yield from _repeated_keys(value)
