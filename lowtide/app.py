@@ -18,7 +18,7 @@ from lowtide.database.connections import answers, connect
 from lowtide.database.schema import check_schema
 from lowtide.events.outbox import Outbox
 from lowtide.events.publisher import HttpSink, NoSink, Publisher
-from lowtide.services import Services, capacity, line_limits, prices, scales
+from lowtide.services import Services, capacity, fleets, line_limits, prices, scales, served_fleet
 from lowtide.settings import read_settings
 from lowtide.status.last_seen import Component, LastSeenStore, Observations, ObservedSink
 from lowtide.telemetry.health import Readiness
@@ -179,6 +179,7 @@ class App:
             SplitStore(self.database, new_id=new_id),
             self.objects,
             line_limits(self.settings),
+            fleets(self.settings),
             self.publisher,
             size=SegmentSize(self.settings.segment_lines),
             keep_alive=self.settings.stalled_after / 4,
@@ -192,7 +193,7 @@ class App:
         from lowtide.pipeline.imports import Importer, ImportStore
 
         return Importer(
-            ImportStore(self.database, self.services.admission),
+            ImportStore(self.database, fleets(self.settings), self.services.admission),
             BucketStore(self.database),
             self._remote_buckets(),
             self.services.files,
@@ -246,13 +247,15 @@ class App:
         from lowtide.scheduler.plan import PlanStore
         from lowtide.scheduler.samples import SampleRecorder
         from lowtide.scheduler.sweep import SweepStore
-        from lowtide.scheduler.tick import Scheduler, TickRules
+        from lowtide.scheduler.tick import FleetRules, Scheduler, TickRules
         from lowtide.search.indexing import SearchIndexer
 
         settings = self.settings
         rules = TickRules(
-            capacity=capacity(settings),
-            scales=scales(settings),
+            fleets={
+                fleet.name: FleetRules(capacity(settings, fleet), scales(fleet))
+                for fleet in fleets(settings)
+            },
             cancel_grace=settings.cancel_grace,
             stalled_after=settings.stalled_after,
             history_kept=settings.history_retention,
@@ -303,7 +306,9 @@ class App:
             self.objects,
             self.publisher,
             self.answers,
-            WorkerMetrics(pool, prices(self.settings), engine.answered),
+            WorkerMetrics(
+                pool, prices(self.settings, served_fleet(self.settings)), engine.answered
+            ),
             self.tracer,
             pool=pool,
             instance=_instance(),

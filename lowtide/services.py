@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from lowtide.core.ids import new_id, now
 from lowtide.core.pools import Pool
-from lowtide.files.lines import Limits
 from lowtide.settings import Admission
 
 if TYPE_CHECKING:
@@ -30,8 +29,10 @@ if TYPE_CHECKING:
     from lowtide.engines.catalog import ModelCatalog
     from lowtide.events.publisher import Publisher
     from lowtide.explain.service import Explainer
+    from lowtide.files.lines import Limits
     from lowtide.files.presigned import PresignedDownloads
     from lowtide.files.service import Files
+    from lowtide.fleets.model import Fleet, Fleets
     from lowtide.objects.data_keys import DataKeys, WrappedKey
     from lowtide.objects.joined import JoinedObjects
     from lowtide.objects.presigned import Presigner
@@ -46,45 +47,84 @@ if TYPE_CHECKING:
 
 def line_limits(settings: Settings) -> Limits:
     """Return the limits on input files."""
-    return Limits(max_lines=settings.max_batch_lines, max_line_bytes=settings.max_line_bytes)
+    from lowtide.files.checks import MAX_MODELS
+    from lowtide.files.lines import Limits
 
-
-def capacity(settings: Settings) -> Capacity:
-    """Return the configured capacity of dedicated workers."""
-    from lowtide.planning.demand import Capacity
-
-    return Capacity(
-        rate=settings.dedicated_rate,
-        replicas=settings.dedicated_replicas,
-        cold_start=settings.cold_start,
-        margin=settings.safety_margin,
-        tick=settings.tick,
-        in_flight=settings.assumed_concurrency,
+    return Limits(
+        max_lines=settings.max_batch_lines,
+        max_line_bytes=settings.max_line_bytes,
+        max_models=1 if settings.one_model_per_file else MAX_MODELS,
     )
 
 
-def scales(settings: Settings) -> dict[Pool, PoolScale]:
-    """Return the scaling of each pool."""
+def fleets(settings: Settings) -> Fleets:
+    """Return the declared fleets; raises ValueError for an invalid file."""
+    from lowtide.fleets.file import read_fleets
+
+    return read_fleets(settings)
+
+
+def served_fleet(settings: Settings) -> Fleet:
+    """Return the fleet of a worker; without a declaration, the settings describe it."""
+    from lowtide.fleets.file import default_fleet
+
+    return fleets(settings).get(settings.fleet) or default_fleet(settings)
+
+
+def capacity(settings: Settings, fleet: Fleet) -> Capacity:
+    """Return the configured capacity of a fleet's dedicated workers."""
+    from lowtide.planning.demand import Capacity
+
+    return Capacity(
+        rate=fleet.dedicated.rate,
+        replicas=fleet.dedicated.max_replicas,
+        cold_start=fleet.dedicated.cold_start,
+        margin=settings.safety_margin,
+        tick=settings.tick,
+        in_flight=fleet.engine.concurrency or settings.assumed_concurrency,
+    )
+
+
+def scales(fleet: Fleet) -> dict[Pool, PoolScale]:
+    """Return the scaling of each pool of a fleet."""
     from lowtide.planning.demand import PoolScale
 
     return {
-        Pool.SPOT: PoolScale(settings.spot_rows_per_replica, settings.spot_replicas),
-        Pool.DEDICATED: PoolScale(settings.dedicated_rows_per_replica, settings.dedicated_replicas),
+        pool: PoolScale(fleet.pool(pool).rows_per_replica, fleet.pool(pool).max_replicas)
+        for pool in Pool
     }
 
 
-def fleet(settings: Settings) -> FleetCapacity:
-    """Return the configured capacity that forecasts count on."""
+def total_scales(settings: Settings) -> dict[Pool, PoolScale]:
+    """Return the scaling of each pool of all fleets together."""
+    from lowtide.planning.demand import PoolScale
+
+    return {
+        pool: PoolScale(
+            min(fleet.pool(pool).rows_per_replica for fleet in fleets(settings)),
+            sum(fleet.pool(pool).max_replicas for fleet in fleets(settings)),
+        )
+        for pool in Pool
+    }
+
+
+def capacities(settings: Settings) -> dict[str, FleetCapacity]:
+    """Return the configured capacity of each fleet, which forecasts count on."""
     from lowtide.batches.workload import FleetCapacity
 
-    return FleetCapacity(capacity(settings), scales(settings)[Pool.SPOT], 1.5 * settings.retry_base)
+    return {
+        fleet.name: FleetCapacity(
+            capacity(settings, fleet), scales(fleet)[Pool.SPOT], 1.5 * settings.retry_base
+        )
+        for fleet in fleets(settings)
+    }
 
 
-def prices(settings: Settings) -> Prices:
-    """Return the prices of replicas."""
+def prices(settings: Settings, fleet: Fleet) -> Prices:
+    """Return the prices of a fleet's replicas."""
     from lowtide.core.pools import Prices
 
-    return Prices(settings.spot_price, settings.dedicated_price, settings.currency)
+    return Prices(fleet.spot.price, fleet.dedicated.price, settings.currency)
 
 
 class Services:
@@ -198,7 +238,8 @@ class Services:
             settings.endpoints,
             settings.shortest_window,
             settings.longest_window,
-            self.prices,
+            fleets(settings),
+            settings.currency,
             self.admission,
         )
         return Batches(
@@ -236,14 +277,18 @@ class Services:
 
         return Forecaster(
             WorkloadStore(self._database),
-            fleet(self._settings),
+            capacities(self._settings),
             data_kept=self._settings.batch_retention,
         )
 
     @cached_property
-    def prices(self) -> Prices:
-        """The prices of replicas."""
-        return prices(self._settings)
+    def fleets(self) -> Fleets:
+        """The declared fleets."""
+        return fleets(self._settings)
+
+    def prices(self, fleet: Fleet) -> Prices:
+        """Return the prices of a fleet's replicas."""
+        return prices(self._settings, fleet)
 
     @cached_property
     def explainer(self) -> Explainer:
@@ -251,7 +296,7 @@ class Services:
         from lowtide.explain.service import Explainer
         from lowtide.explain.store import FactStore
 
-        return Explainer(FactStore(self._database, fleet(self._settings)))
+        return Explainer(FactStore(self._database, capacities(self._settings)))
 
     @cached_property
     def lists(self) -> BatchLists:
@@ -368,13 +413,12 @@ class Services:
         from lowtide.files.store import FileStore
 
         settings = self._settings
-        replicas = {Pool.SPOT: settings.spot_replicas, Pool.DEDICATED: settings.dedicated_replicas}
         rules = CopyRules(
             shortest_window=settings.shortest_window,
             longest_window=settings.longest_window,
             file_expiry=settings.file_expiry,
-            prices=self.prices,
-            closed=frozenset(pool for pool, count in replicas.items() if not count),
+            fleets=self.fleets,
+            currency=settings.currency,
             admission=self.admission,
         )
         return Copies(
@@ -403,4 +447,5 @@ class Services:
 
         settings = self._settings
         strict = settings.admission is Admission.STRICT
-        return AdmissionPolicy(capacity(settings), strict=strict)
+        by_fleet = {fleet.name: capacity(settings, fleet) for fleet in fleets(settings)}
+        return AdmissionPolicy(by_fleet, strict=strict)

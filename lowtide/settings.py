@@ -238,6 +238,11 @@ class Settings(BaseSettings):
         description="Max requests of a segment: large batches are split and finalized a segment at a "
         "time, in parallel.",
     )
+    one_model_per_file: bool = Field(
+        default=False,
+        description="Refuse files that mix models, as OpenAI does. If off, each request goes to the fleet "
+        "of its own model.",
+    )
     max_line_bytes: int = Field(
         default=33_554_432,
         gt=0,

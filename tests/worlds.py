@@ -16,7 +16,7 @@ from sqlalchemy import event, text
 from lowtide.batches.model import NewBatch
 from lowtide.batches.store import BatchStore
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId, TenantId, new_id
-from lowtide.core.pools import Pool, Prices
+from lowtide.core.pools import DEFAULT_FLEET, Pool, Prices
 from lowtide.database.connections import connect
 from lowtide.engines.outcomes import Usage
 from lowtide.events.model import EventType, batch_event
@@ -25,6 +25,7 @@ from lowtide.files.index import FileSegment, render_rows
 from lowtide.files.lines import InputLine
 from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
 from lowtide.files.store import FileStore
+from lowtide.fleets.placement import DEFAULT_PLACEMENT
 from lowtide.local.files import SUPERUSER
 from lowtide.pipeline.final_store import FinalStore
 from lowtide.pipeline.split_store import Index, SplitStore
@@ -217,12 +218,12 @@ class World:
 
     def split(self, batch: BatchId, lines: int) -> bool:
         rows = render_rows(input_lines(lines))
-        index = Index("m", [FileSegment(lines, 0, len(rows))])
+        index = Index((("m", lines),), [FileSegment(lines, 0, len(rows))])
         with self.opened(batch, index) as split:
             if split is None:
                 return False
             split.copy([rows])
-            return split.start(index) is not None
+            return split.start(index, DEFAULT_PLACEMENT) is not None
 
     @contextmanager
     def opened(self, batch: BatchId, index: Index) -> Iterator[SplitTransaction | None]:
@@ -259,9 +260,9 @@ class World:
 
     def apply(self, plan: Plan) -> PlanResult:
         """Apply a plan like a tick."""
-        result = self.timetable.replan(lambda _: plan)
-        assert result is not None
-        return result
+        results = self.timetable.replan(lambda _: plan)
+        assert results is not None
+        return results[DEFAULT_FLEET]
 
     def escalate(self, batch: BatchId, lines: int) -> int:
         """Move queued requests to dedicated; return their number."""

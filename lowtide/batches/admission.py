@@ -175,7 +175,7 @@ def admit_batch(
         check_room(limits, BatchUse(usage.batches, usage.lines), lines)
     if policy is None:
         return None
-    return policy.risk(batch.deadline, batch.parts(lines), read_workloads(connection))
+    return policy.risk(batch.deadline, batch.placement.parts(lines), read_workloads(connection))
 
 
 def admit_requests(

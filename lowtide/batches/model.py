@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import format_batch_id
 from lowtide.core.pools import DEFAULT_FLEET, Pool, cost_of
+from lowtide.fleets.placement import DEFAULT_PLACEMENT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import BatchId, FileId, TenantId
     from lowtide.core.pools import Cost, Prices
     from lowtide.files.lines import Problem
+    from lowtide.fleets.placement import Placement
     from lowtide.objects.data_keys import WrappedKey
     from lowtide.planning.reasons import Risk
     from lowtide.telemetry.tracing import TraceContext
@@ -181,15 +183,6 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchPart:
-    """The requests of a batch that one fleet runs; a model of None is not known, or one of several."""
-
-    fleet: str
-    lines: int
-    model: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class NewBatch:
     """A batch to be created; `output_expires_after` is in seconds, None keeps its files.
 
@@ -197,8 +190,7 @@ class NewBatch:
     `pool`; those that start in dedicated stay there. `prices` are those of its cost for good.
     `actor` is recorded in the audit log; None leaves that to the caller. With an `input_url` the
     input file is imported from there. Results are copied to the folder `output_url`. With a
-    `data_key` it has zero retention. A batch that several fleets run has a `fleet` of None and is
-    `spread` over them.
+    `data_key` it has zero retention. The fleets of `placement` run it.
     """
 
     id: BatchId
@@ -220,14 +212,7 @@ class NewBatch:
     input_url: str | None = None
     output_url: str | None = None
     data_key: WrappedKey | None = None
-    fleet: str | None = DEFAULT_FLEET
-    spread: tuple[BatchPart, ...] = ()
-
-    def parts(self, lines: int) -> dict[str, int]:
-        """Return the requests of the batch by fleet, for `lines` in all."""
-        if self.fleet is not None:
-            return {self.fleet: lines}
-        return {part.fleet: part.lines for part in self.spread}
+    placement: Placement = DEFAULT_PLACEMENT
 
     @property
     def terms(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from lowtide.core.durations import parse_window
 from lowtide.core.errors import InvalidRequest, NotFound
 from lowtide.core.ids import BatchId, derived_file_id, format_batch_id, parse_file_id
 from lowtide.events.model import EventType, batch_event
+from lowtide.fleets.placement import place, prices_of, unplaced
 from lowtide.objects.names import no_new_key
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
     from lowtide.batches.store import BatchStore
     from lowtide.buckets.store import BucketStore
     from lowtide.core.ids import FileId, TenantId
-    from lowtide.core.pools import Pool, Prices
+    from lowtide.core.pools import Pool
     from lowtide.events.publisher import Publisher
     from lowtide.files.model import StoredFile
     from lowtide.files.store import FileStore
+    from lowtide.fleets.model import Fleets
+    from lowtide.fleets.placement import Placement
     from lowtide.objects.data_keys import WrappedKey
     from lowtide.telemetry.tracing import Span, Tracer
 
@@ -72,7 +75,7 @@ class BatchRequest:
 
 @dataclass(frozen=True, slots=True)
 class BatchRules:
-    """The server's limits and prices; windows in seconds.
+    """The server's limits, fleets and the currency of their prices; windows in seconds.
 
     Without `admission` deadlines are not checked.
     """
@@ -80,7 +83,8 @@ class BatchRules:
     endpoints: tuple[str, ...]
     shortest_window: int
     longest_window: int
-    prices: Prices
+    fleets: Fleets
+    currency: str
     admission: AdmissionPolicy | None = None
 
 
@@ -142,6 +146,8 @@ class Batches:
         endpoint = self._endpoint(request)
         input_url, output_url = self._urls(tenant, request)
         source = None if input_url else self._source(tenant, file)
+        endpoint = endpoint or (source and source.endpoint) or self._rules.endpoints[0]
+        placement = self._placement(source, endpoint)
         is_sealed = self._is_sealed(tenant, request, source)
         current_trace = self._tracer.current()
         parent = source.trace if source and not request.joins_trace else None
@@ -157,13 +163,14 @@ class Batches:
                 tenant=tenant,
                 user=request.user,
                 input_file=file,
-                endpoint=endpoint or (source and source.endpoint) or self._rules.endpoints[0],
+                endpoint=endpoint,
                 completion_window=window_text,
                 created_at=now,
                 deadline=now + window,
                 metadata=request.metadata,
                 idempotency_key=request.idempotency_key,
-                prices=self._rules.prices,
+                prices=prices_of(self._rules.fleets, placement, self._rules.currency),
+                placement=placement,
                 idempotency_digest=request.idempotency_digest,
                 output_expires_after=request.output_expires_after,
                 trace=span.context,
@@ -249,6 +256,16 @@ class Batches:
             return self._files.get(tenant, file)
         except NotFound as error:
             raise NotFound(error.message, param="input_file_id") from error
+
+    def _placement(self, source: StoredFile | None, endpoint: str) -> Placement:
+        """Return the fleets of a batch; raises InvalidRequest for models that none serves.
+
+        The models of a file that is not read yet are found when it is split.
+        """
+        models = None if source is None else source.model_counts
+        if models is None:
+            return unplaced(self._rules.fleets)
+        return place(self._rules.fleets, models, endpoint)
 
     def _is_sealed(
         self, tenant: TenantId, request: BatchRequest, source: StoredFile | None

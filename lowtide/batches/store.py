@@ -234,11 +234,9 @@ def insert_batch(
         return False
     if batch.data_key is not None:
         add_key(connection, batch.data_key)
-    if batch.spread:
-        parts = msgspec.json.encode(batch.spread).decode()
-        connection.execute(
-            _ADD_PARTS, {"batch": batch.id, "tenant": batch.tenant, "parts": parts}
-        )
+    if spread := batch.placement.spread:
+        parts = msgspec.json.encode(spread).decode()
+        connection.execute(_ADD_PARTS, {"batch": batch.id, "tenant": batch.tenant, "parts": parts})
     terms = msgspec.json.encode(batch.terms).decode()
     connection.execute(_ADD_TERMS, {"id": batch.id, "tenant": batch.tenant, "terms": terms})
     return True
@@ -285,7 +283,7 @@ def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
         "input_url": batch.input_url,
         "output_url": batch.output_url,
         "zero_retention": batch.data_key is not None,
-        "fleet": batch.fleet,
+        "fleet": batch.placement.fleet,
         **trace_columns(batch.trace),
     }
 

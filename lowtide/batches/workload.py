@@ -238,7 +238,9 @@ class Workload:
         """The mean number of attempts per request."""
         return attempts_per_line(*self._attempt_counts())
 
-    def _turn(self, batch: Batch, work: OpenWork, fleet: FleetCapacity, *, is_full: bool = False) -> Turn:
+    def _turn(
+        self, batch: Batch, work: OpenWork, fleet: FleetCapacity, *, is_full: bool = False
+    ) -> Turn:
         """Return the turn of a batch with the replicas that run or start now.
 
         With `is_full` all replicas start that the open work wants.
@@ -288,7 +290,9 @@ class Workload:
             return math.inf
         return work.max_running / self._request_seconds(work, pool, fleet)
 
-    def _replicas(self, batch: Batch, pool: Pool, fleet: FleetCapacity, *, is_full: bool) -> list[Replicas]:
+    def _replicas(
+        self, batch: Batch, pool: Pool, fleet: FleetCapacity, *, is_full: bool
+    ) -> list[Replicas]:
         """Return the replicas of a pool that run, and those that start."""
         workers = self.of(pool)
         if pool in self.paused or workers.is_stranded:
@@ -439,9 +443,7 @@ class Workloads:
 
         return max(self.fleets_of(batch), key=end, default=DEFAULT_FLEET)
 
-    def forecast(
-        self, batch: Batch, capacities: Mapping[str, FleetCapacity]
-    ) -> Forecast | None:
+    def forecast(self, batch: Batch, capacities: Mapping[str, FleetCapacity]) -> Forecast | None:
         """Return the expected end of a batch: that of its last part; None unless in progress."""
         return self._forecast(batch, self.last_fleet(batch, capacities), capacities)
 

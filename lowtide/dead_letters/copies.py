@@ -14,6 +14,7 @@ from lowtide.core.pools import Pool
 from lowtide.dead_letters.service import input_blocks
 from lowtide.events.model import EventType, batch_event
 from lowtide.files.model import FileStatus, Purpose, StoredFile, object_key
+from lowtide.fleets.placement import Placement, prices_of, unplaced
 from lowtide.objects.names import data_key_of, no_new_key, sealed_key
 from lowtide.telemetry.tracing import UNTRACED
 
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
     from lowtide.batches.admission import AdmissionPolicy
     from lowtide.core.ids import TenantId
-    from lowtide.core.pools import Prices
     from lowtide.dead_letters.model import LetterLocation, Source
     from lowtide.events.model import Event
     from lowtide.files.store import FileStore
+    from lowtide.fleets.model import Fleets
     from lowtide.objects.data_keys import WrappedKey
     from lowtide.objects.store import ObjectStore
     from lowtide.telemetry.tracing import Tracer
@@ -35,17 +36,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CopyRules:
-    """The limits of new batches, and their prices; windows and file expiry in seconds.
+    """The limits of new batches, and their fleets; windows and file expiry in seconds.
 
-    `closed` pools have no replicas. Without `admission` deadlines are not checked.
+    Without `admission` deadlines are not checked.
     """
 
     shortest_window: int
     longest_window: int
     file_expiry: int
-    prices: Prices
-    closed: frozenset[Pool] = frozenset()
+    fleets: Fleets
+    currency: str
     admission: AdmissionPolicy | None = None
+
+    def placement(self, source: Source) -> Placement:
+        """Return the fleet of a copy until it is split: that of its source, if it has one."""
+        fleet = source.fleet and self.fleets.get(source.fleet)
+        return Placement(fleet.name) if fleet else unplaced(self.fleets)
+
+    def is_closed(self, source: Source, pool: Pool) -> bool:
+        """Return whether the pool has no replicas, where a copy would never run."""
+        fleet = self.fleets.get(self.placement(source).fleet or "")
+        return fleet is not None and not fleet.pool(pool).max_replicas
 
     def window(self, text: str) -> timedelta:
         """Parse a completion window; raises InvalidRequest."""
@@ -138,6 +149,7 @@ class Copies:
         """Return the record of a new batch of this file; without a window it has its source's."""
         now = self._clock()
         window = window or source.completion_window
+        placement = self.rules.placement(source)
         id_ = BatchId(self._new_id())
         return NewBatch(
             id=id_,
@@ -150,7 +162,8 @@ class Copies:
             deadline=now + self.rules.window(window),
             metadata=metadata,
             idempotency_key=key,
-            prices=self.rules.prices,
+            prices=prices_of(self.rules.fleets, placement, self.rules.currency),
+            placement=placement,
             idempotency_digest=digest,
             output_expires_after=source.output_expires_after,
             pool=pool,

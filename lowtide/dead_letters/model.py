@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lowtide.core.ids import BatchId, format_batch_id
+from lowtide.core.pools import DEFAULT_FLEET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -133,7 +134,10 @@ class LetterLocation:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The batch that letters come from; `has_input` is True while its input file exists."""
+    """The batch that letters come from; `has_input` is True while its input file exists.
+
+    `fleet` ran it; None is several.
+    """
 
     batch: BatchId
     user: str
@@ -143,6 +147,7 @@ class Source:
     completion_window: str
     metadata: Mapping[str, str] | None
     output_expires_after: int | None
+    fleet: str | None = DEFAULT_FLEET
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from lowtide.dead_letters.service import input_gone, select
 from lowtide.telemetry.tracing import TENANT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lowtide.batches.model import NewBatch
     from lowtide.core.ids import BatchId, TenantId
@@ -113,7 +113,7 @@ class Requeuer:
             if request.dry_run or not letters:
                 planned = [Requeued(batch, None, len(each)) for batch, each in letters.items()]
                 return _outcome(selection, planned)
-            self._check_pool(request.pool)
+            self._check_pool(request.pool, sources.values())
             requeued = self._try(tenant, request, letters, sources)
             if requeued is not None:
                 return _outcome(selection, requeued)
@@ -127,13 +127,14 @@ class Requeuer:
         check_key_digest(digest, request.idempotency_digest)
         return earlier
 
-    def _check_pool(self, pool: Pool) -> None:
+    def _check_pool(self, pool: Pool, sources: Iterable[Source]) -> None:
         """Raise Conflict for a pool without replicas, in which requests would never run."""
-        closed = self._copies.rules.closed
-        if pool not in closed:
+        is_closed = self._copies.rules.is_closed
+        source = next((source for source in sources if is_closed(source, pool)), None)
+        if source is None:
             return
         setting = f"LOWTIDE_{pool.upper()}_REPLICAS"
-        others = [f"requeue to {other}, or " for other in Pool if other not in closed]
+        others = [f"requeue to {other}, or " for other in Pool if not is_closed(source, other)]
         raise Conflict(
             f"These requests would never run in {pool} because {setting} is 0: "
             f"{''.join(others)}set it to 1 or more.",

@@ -207,6 +207,7 @@ class DeadLetterStore:
                     completion_window=row.completion_window,
                     metadata=row.metadata,
                     output_expires_after=row.output_expires_after,
+                    fleet=row.fleet,
                 )
                 for row in rows
             }

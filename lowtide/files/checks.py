@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MAX_CUSTOM_ID: Final = 512
 MAX_MODEL: Final = 512
+MAX_MODELS: Final = 1000
+"""The most models of one file."""
 _MODEL_OPTIONAL: Final = frozenset({"/v1/moderations"})
 _NO_STREAM: Final = frozenset({b"", b"null", b"false"})
 _ABSENT: Final = frozenset({b"", b"null", b'""'})
@@ -49,14 +51,19 @@ class Fault(NamedTuple):
 class LineChecks:
     """Check the requests of one file, in order, against the rules and against each other.
 
-    `endpoint` is the url that every request must have; None takes the first supported one. `model`
-    is that of the first request, or None if that may omit it.
+    `endpoint` is the url that every request must have; None takes the first supported one. `models`
+    are those of the requests, numbered in the order of their first ones; None is a request that may
+    omit it. At most `max_models` are allowed.
     """
 
-    def __init__(self, endpoint: str | None, endpoints: tuple[str, ...]) -> None:
+    def __init__(
+        self, endpoint: str | None, endpoints: tuple[str, ...], max_models: int = MAX_MODELS
+    ) -> None:
         self.endpoint = endpoint
-        self.model: str | None = None
-        self._model_known = False
+        self.models: dict[str | None, int] = {}
+        self.number = 0
+        """The number of the model of the last accepted request."""
+        self._max_models = max_models
         self._endpoints = endpoints
         self.custom_ids = CustomIds()
         self._first_line = self.custom_ids.short
@@ -76,7 +83,8 @@ class LineChecks:
             request = decode_plain(line)
             body = request.body
             options = decode_model(body)
-            if options.model != self.model or not self._model_known or options.stream:
+            model_number = self.models.get(options.model)
+            if model_number is None or options.stream:
                 return None
         except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
             return None
@@ -91,6 +99,7 @@ class LineChecks:
             and is_shallow(line)
             and self._first_line(custom_id, number) == number
         ):
+            self.number = model_number
             return custom_id
         return None
 
@@ -181,13 +190,18 @@ class LineChecks:
         if not is_absent and (model is None or "\x00" in model or len(model) > MAX_MODEL):
             text = f"body.model must be a string of at most {MAX_MODEL} characters, without U+0000."
             return Fault("invalid_model", text, "body.model")
-        if not self._model_known:
-            self.model, self._model_known = model, True
-        if model == self.model:
+        if model not in self.models and len(self.models) < self._max_models:
+            self.models[model] = len(self.models)
+        if model in self.models:
+            self.number = self.models[model]
             return None
+        if self._max_models > 1:
+            text = f"The file has more than {self._max_models} models: split it."
+            return Fault("too_many_models", text, "body.model")
+        first = next(iter(self.models))
         text = (
             f"body.model is {_describe_model(model)}, but the file's first request has "
-            f"{_describe_model(self.model)}: use one file per model."
+            f"{_describe_model(first)}: use one file per model."
         )
         return Fault("mismatched_model", text, "body.model")
 

@@ -62,7 +62,7 @@ def render_rows(lines: Sequence[InputLine]) -> bytes:
     if not custom_ids.isprintable() or "\\" in custom_ids:
         return "".join([_row(line) for line in lines]).encode()
     rows = [
-        f"{line.number}\t{line.offset}\t{line.length}\t{line.checksum}\t{line.custom_id}\n"
+        f"{line.number}\t{line.offset}\t{line.length}\t{line.checksum}\t{line.custom_id}\t{line.model}\n"
         if line.checksum is not None
         else _row(line)
         for line in lines
@@ -76,7 +76,7 @@ def read_rows(chunks: Iterable[bytes]) -> Iterator[IndexRow]:
     for chunk in chunks:
         *rows, rest = (rest + chunk).split(b"\n")
         for row in rows:
-            number, start, _, _, custom_id = row.decode().split("\t")
+            number, start, _, _, custom_id, _ = row.decode().split("\t")
             if "\\" in custom_id:
                 custom_id = _unescape(custom_id)
             yield IndexRow(int(number), int(start), custom_id)
@@ -87,7 +87,7 @@ def _row(line: InputLine) -> str:
     if "\\" in custom_id or not custom_id.isprintable():
         custom_id = custom_id.translate(_ESCAPES)
     checksum = r"\N" if line.checksum is None else line.checksum
-    return f"{line.number}\t{line.offset}\t{line.length}\t{checksum}\t{custom_id}\n"
+    return f"{line.number}\t{line.offset}\t{line.length}\t{checksum}\t{custom_id}\t{line.model}\n"
 
 
 def _unescape(text: str) -> str:

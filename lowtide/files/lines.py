@@ -10,7 +10,7 @@ from zlib import crc32
 
 import msgspec
 
-from lowtide.files.checks import LineChecks, repeated_id
+from lowtide.files.checks import MAX_MODELS, LineChecks, repeated_id
 from lowtide.files.syntax import HALF, decode_body, without_halves
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Limits:
     max_lines: int = 50_000
     max_line_bytes: int = 32 * 1024 * 1024
     max_problems: int = 100
+    max_models: int = MAX_MODELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,21 @@ class Problem:
 
 
 class InputLine(msgspec.Struct, frozen=True, gc=False):
-    """A request of a file; `number` counts from 1, the rest locates and verifies its bytes."""
+    """A request of a file; `number` counts from 1, the rest locates and verifies its bytes.
+
+    `model` is the number of its model among those of the file, from 0.
+    """
 
     number: int
     custom_id: str
     offset: int
     length: int
     checksum: int | None = None
+    model: int = 0
+
+
+ModelCounts = tuple[tuple[str | None, int], ...]
+"""The models of a file in the order of their first requests, each with its number of requests."""
 
 
 class UnsendableBody(ValueError):
@@ -119,7 +128,8 @@ class LineReader:
         self.limits = limits or Limits()
         self.problems: list[Problem] = []
         self.requests = 0
-        self._checks = LineChecks(endpoint, endpoints)
+        self._checks = LineChecks(endpoint, endpoints, self.limits.max_models)
+        self._counts: list[int] = []
         self._buffer: list[bytes] = []
         self._buffer_bytes = 0
         self._overlong = False
@@ -133,8 +143,15 @@ class LineReader:
 
     @property
     def model(self) -> str | None:
-        """The model of the file; None until a request names one."""
-        return self._checks.model
+        """The model of the file; None until a request names one, or if it has several."""
+        return next(iter(self._checks.models)) if len(self._checks.models) == 1 else None
+
+    @property
+    def models(self) -> ModelCounts | None:
+        """The models of a file that has several, each with its number of valid requests."""
+        if len(self._checks.models) < 2:
+            return None
+        return tuple(zip(self._checks.models, self._counts, strict=False))
 
     @property
     def suspects(self) -> frozenset[int]:
@@ -243,9 +260,16 @@ class LineReader:
         self.requests += 1
         custom_id = self._checks.accept(request, self._line_number) or self._examine(request)
         if custom_id is not None:
+            model, checksum = self._checks.number, checksum_of(request)
             requests.append(
-                InputLine(self.requests, custom_id, start, len(request), checksum_of(request))
+                InputLine(self.requests, custom_id, start, len(request), checksum, model)
             )
+            self._count_model(model)
+
+    def _count_model(self, model: int) -> None:
+        while model >= len(self._counts):
+            self._counts.append(0)
+        self._counts[model] += 1
 
     def _examine(self, request: bytes) -> str | None:
         """Return the custom_id of a valid but unusual request, or report its faults."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import FileId, TenantId
     from lowtide.core.pools import Prices
     from lowtide.files.index import FileSegment
+    from lowtide.files.lines import ModelCounts
     from lowtide.telemetry.tracing import TraceContext
 
 
@@ -40,7 +41,8 @@ class StoredFile:
 
     While it is only `uploaded`, not read yet, `lines` is an upper bound. `sha256` is None if the
     bytes bypassed our processes. `size` is in bytes; `endpoint` is the url of its first valid
-    request, the default for batches, and `model` their model; `trace` is the context of the work
+    request, the default for batches, and `model` their model, None for those of several `models`;
+    `trace` is the context of the work
     that created it. A file without an `index_key` is not indexed: it has problems, or its bytes were
     never validated here.
     """
@@ -62,6 +64,14 @@ class StoredFile:
     model: str | None = None
     index_key: str | None = None
     segments: Sequence[FileSegment] | None = None
+    models: ModelCounts | None = None
+
+    @property
+    def model_counts(self) -> ModelCounts | None:
+        """The models of the requests, each with their number; None if the file was not read."""
+        if self.index_key is None:
+            return None
+        return self.models or ((self.model, self.lines),)
 
     @property
     def e_tag(self) -> str:

@@ -199,6 +199,7 @@ class Upload:
             expires_at=self._now + timedelta(seconds=expires_after or self._limits.expires_after),
             trace=trace,
             model=reader.model,
+            models=reader.models,
             index_key=None if problems else index_key(self._key),
             segments=None if problems else self._validation.segments,
         )

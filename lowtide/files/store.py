@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
+    from lowtide.files.lines import ModelCounts
     from lowtide.objects.data_keys import WrappedKey
 
 
 _COLUMNS = (
     "id, tenant_id, purpose, filename, bytes, lines, sha256, object_key, status, status_details, "
-    "created_at, endpoint, expires_at, traceparent, tracestate, model, index_key, segments"
+    "created_at, endpoint, expires_at, traceparent, tracestate, model, index_key, segments, models"
 )
 _ADD = text(f"""
 INSERT INTO files ({_COLUMNS}) VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :lines,
   :sha256, :object_key, :status, :status_details, :created_at, :endpoint, :expires_at, :traceparent,
-  :tracestate, :model, :index_key, cast(:segments AS jsonb))
+  :tracestate, :model, :index_key, cast(:segments AS jsonb), cast(:models AS jsonb))
 ON CONFLICT (id) DO NOTHING
 """)  # noqa: S608
 _GET = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id")  # noqa: S608
@@ -95,6 +96,7 @@ def add_file(connection: Connection, file: StoredFile) -> None:
             "model": file.model,
             "index_key": file.index_key,
             "segments": None if file.segments is None else encode_segments(file.segments),
+            "models": encode_models(file.models),
         },
     )
 
@@ -241,7 +243,18 @@ def file_of(row: Any) -> StoredFile:
         model=row.model,
         index_key=row.index_key,
         segments=None if row.segments is None else segments_of(row.segments),
+        models=models_of(row.models),
     )
+
+
+def encode_models(models: ModelCounts | None) -> str | None:
+    """Return the models of a file that has several as JSON."""
+    return None if models is None else msgspec.json.encode(models).decode()
+
+
+def models_of(rows: Sequence[Sequence[Any]] | None) -> ModelCounts | None:
+    """Return the models in a column of JSON."""
+    return None if rows is None else tuple((model, lines) for model, lines in rows)
 
 
 def encode_segments(segments: Sequence[FileSegment]) -> str:

@@ -17,6 +17,7 @@ from lowtide.core.ids import FileId, TenantId, format_batch_id, format_file_id
 from lowtide.database.connections import acting_for, begin
 from lowtide.files.lines import Problem
 from lowtide.files.store import add_expected_file
+from lowtide.fleets.placement import place
 from lowtide.objects.data_keys import own_key
 from lowtide.objects.names import data_key_of
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import BatchId
     from lowtide.files.model import StoredFile
     from lowtide.files.service import Files
+    from lowtide.fleets.model import Fleets
     from lowtide.telemetry.tracing import Tracer
 
 
@@ -52,6 +54,7 @@ class ImportJob:
     url: BucketUrl
     deadline: datetime
     late: bool
+    endpoint: str
     zero_retention: bool = False
 
 
@@ -61,7 +64,8 @@ class Superseded(Exception):
 
 _WAITING = "status = 'validating' AND input_url IS NOT NULL AND imported_at IS NULL"
 _JOB = text(f"""
-SELECT tenant_id, input_file_id, input_url, deadline, deadline <= now() AS late, zero_retention
+SELECT tenant_id, input_file_id, input_url, deadline, deadline <= now() AS late, endpoint,
+  zero_retention
 FROM batches WHERE id = :batch AND {_WAITING}
 """)  # noqa: S608
 _CLAIM = text(f"""
@@ -90,8 +94,9 @@ WHERE id = :batch AND {_WAITING}
 class ImportStore:
     """Batches that wait for their input."""
 
-    def __init__(self, engine: Engine, policy: AdmissionPolicy) -> None:
+    def __init__(self, engine: Engine, fleets: Fleets, policy: AdmissionPolicy) -> None:
         self._engine = engine
+        self._fleets = fleets
         self._policy = policy
 
     def job(self, batch: BatchId) -> ImportJob | None:
@@ -103,7 +108,14 @@ class ImportStore:
         url = parse_object_url(row.input_url, "input_url")
         file, tenant = FileId(row.input_file_id), TenantId(row.tenant_id)
         return ImportJob(
-            batch, tenant, file, url, row.deadline, row.late, zero_retention=row.zero_retention
+            batch,
+            tenant,
+            file,
+            url,
+            row.deadline,
+            row.late,
+            row.endpoint,
+            zero_retention=row.zero_retention,
         )
 
     def claim(self, batch: BatchId) -> bool:
@@ -130,7 +142,9 @@ class ImportStore:
         Raises Superseded, and the errors of `admit_requests`.
         """
         with acting_for(self._engine, job.tenant) as connection:
-            risk = admit_requests(connection, job.tenant, job.deadline, file.lines, self._policy)
+            placement = place(self._fleets, file.model_counts or (), job.endpoint)
+            parts = placement.parts(file.lines)
+            risk = admit_requests(connection, job.tenant, job.deadline, parts, self._policy)
             parameters = {"batch": job.batch, "key": file.object_key, "risk": risk}
             if connection.execute(_RECORD, parameters).rowcount != 1:
                 raise Superseded

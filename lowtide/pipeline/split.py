@@ -6,11 +6,12 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from lowtide.core.errors import NotFound, Unavailable
+from lowtide.core.errors import InvalidRequest, NotFound, Unavailable
 from lowtide.core.ids import format_batch_id
 from lowtide.files.index import index_key, render_rows
 from lowtide.files.lines import InputLine, LineReader, Problem
 from lowtide.files.validation import Validation
+from lowtide.fleets.placement import place
 from lowtide.objects.names import Damaged
 from lowtide.pipeline.split_store import DamagedIndex, Index
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from lowtide.events.publisher import Publisher
     from lowtide.files.index import SegmentSize
     from lowtide.files.lines import Limits
+    from lowtide.fleets.model import Fleets
+    from lowtide.fleets.placement import Placement
     from lowtide.objects.store import ObjectStore
     from lowtide.pipeline.split_store import Segment, SplitJob, SplitStore
     from lowtide.telemetry.tracing import Span, Tracer
@@ -61,6 +64,7 @@ class Splitter:
         splits: SplitStore,
         objects: ObjectStore,
         limits: Limits,
+        fleets: Fleets,
         publisher: Publisher,
         *,
         size: SegmentSize | None = None,
@@ -70,6 +74,7 @@ class Splitter:
         self._splits = splits
         self._objects = objects
         self._limits = limits
+        self._fleets = fleets
         self._publisher = publisher
         self._size = size
         self._keep_alive = keep_alive
@@ -120,17 +125,25 @@ class Splitter:
             return
 
     def _start(self, job: SplitJob, index: Index, span: Span) -> None:
+        placement = self._placement(job, index)
         with self._splits.open(job, index.segments) as split:
             if split is None:
                 return
             split.copy(self._rows(job, split.segment))
-            events = split.start(index)
+            events = split.start(index, placement)
         if events is None:
             return
         self._publisher.publish(events)
         lines = sum(segment.lines for segment in index.segments)
         span.note({"lowtide.lines": lines})
         _log.info("batch.split", extra={"lines": lines, "segments": len(index.segments)})
+
+    def _placement(self, job: SplitJob, index: Index) -> Placement:
+        """Return the fleets of the batch; raises _Rejected for models that none serves."""
+        try:
+            return place(self._fleets, index.models, job.endpoint)
+        except InvalidRequest as error:
+            raise _Rejected([Problem(error.code or "", error.message, "body.model")]) from error
 
     def _copy_segment(self, batch: BatchId, number: int) -> bool | None:
         with self._splits.open_segment(batch, number) as split:
@@ -197,7 +210,8 @@ class Splitter:
             raise _Rejected([_INPUT_DAMAGED]) from error
         if reader.problems:
             raise _Rejected(reader.problems)
-        index = Index(reader.model, validation.segments)
+        models = reader.models or ((reader.model, reader.requests),)
+        index = Index(models, validation.segments)
         self._splits.record_index(job, index)
         return index
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from sqlalchemy import text
 
+from lowtide.batches.store import ADD_PARTS
 from lowtide.core.ids import FileId, TenantId
 from lowtide.database.connections import begin
 from lowtide.events.model import EventType, segment_event
@@ -17,7 +18,9 @@ from lowtide.files.index import index_key
 from lowtide.files.store import (
     LONGEST_UPLOAD_SECONDS,
     add_orphans,
+    encode_models,
     encode_segments,
+    models_of,
     remove_orphans,
     segments_of,
 )
@@ -33,16 +36,22 @@ if TYPE_CHECKING:
     from lowtide.core.ids import BatchId
     from lowtide.events.model import Event
     from lowtide.files.index import FileSegment
-    from lowtide.files.lines import Problem
+    from lowtide.files.lines import ModelCounts, Problem
+    from lowtide.fleets.placement import Placement
     from lowtide.telemetry.tracing import TraceContext
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The segments of a file's index, and the model of its requests."""
+    """The segments of a file's index, and the models of its requests."""
 
-    model: str | None
+    models: ModelCounts
     segments: Sequence[FileSegment]
+
+    @property
+    def model(self) -> str | None:
+        """The model of all requests; None if there are several, or none."""
+        return self.models[0][0] if len(self.models) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +85,7 @@ class DamagedIndex(Exception):
 # An index of other checks is of no use: those of another endpoint, or of a higher limit.
 _JOB = text("""
 SELECT b.tenant_id, b.input_file_id, b.input_key, b.endpoint, b.traceparent, b.tracestate, f.model,
-  f.segments
+  f.models, f.segments, f.lines
 FROM batches b LEFT JOIN files f ON f.id = b.input_file_id AND f.object_key = b.input_key
   AND f.endpoint = b.endpoint AND f.lines <= :max_lines
 WHERE b.id = :batch AND b.status = 'validating'
@@ -90,13 +99,14 @@ SELECT 1 FROM files WHERE id = :file AND object_key = :input_key AND index_key I
 """)
 _RECORD_INDEX = text("""
 UPDATE files SET status = 'processed', status_details = NULL, endpoint = :endpoint, lines = :lines,
-  model = :model, index_key = :key, segments = cast(:segments AS jsonb)
+  model = :model, models = cast(:models AS jsonb), index_key = :key,
+  segments = cast(:segments AS jsonb)
 WHERE id = :file AND object_key = :input_key
 """)
 # COPY cannot write to a table with row-level security, hence the detour.
 _INCOMING = text("""
 CREATE TEMPORARY TABLE incoming (
-  line integer, start bigint, length integer, checksum integer, custom_id text)
+  line integer, start bigint, length integer, checksum integer, custom_id text, model integer)
 ON COMMIT DROP
 """)
 _COPY = "COPY incoming FROM STDIN"
@@ -106,15 +116,24 @@ SELECT :batch, :tenant, line, start, length, checksum, custom_id FROM incoming
 WHERE line BETWEEN :first AND :last
 """)
 _QUEUE = text("""
-INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
-SELECT b.id, b.tenant_id, b.deadline, now(), now(), i.line, b.start_pool
+INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, fleet, pool)
+SELECT b.id, b.tenant_id, b.deadline, now(), now(), i.line,
+  coalesce(b.fleet, b.fleet_of_model[i.model + 1]), b.start_pool
 FROM incoming i, batches b WHERE b.id = :batch
+""")
+_COUNT_SPLIT = text("""
+UPDATE batch_fleets p SET split = p.split + n.lines FROM (
+  SELECT b.fleet_of_model[i.model + 1] AS fleet, count(*) AS lines
+  FROM incoming i, batches b WHERE b.id = :batch GROUP BY 1) n
+WHERE p.batch_id = :batch AND p.fleet = n.fleet
 """)
 _START = text("""
 UPDATE batches SET status = 'in_progress', in_progress_at = now(), nudged_at = now(),
-  total = :total, model = :model
+  total = :total, model = :model, fleet = :fleet, fleet_of_model = cast(:by_model AS text[])
 WHERE id = :batch AND status = 'validating'
 """)
+_FORGET_PARTS = text("DELETE FROM batch_fleets WHERE batch_id = :batch")
+_ADD_PARTS = text(ADD_PARTS)
 # The copy takes seconds, hence not now(), which is when it began.
 _ADD_SEGMENTS = text("""
 INSERT INTO segments (batch_id, number, tenant_id, first_line, lines, index_start, index_end, split_at)
@@ -183,19 +202,26 @@ class SplitTransaction:
         if source.failure is not None:
             raise source.failure
 
-    def start(self, index: Index) -> tuple[Event, ...] | None:
+    def start(self, index: Index, placement: Placement) -> tuple[Event, ...] | None:
         """Start the batch with its first segment; return the events of the others.
 
         Return None if the batch was cancelled meanwhile. Raises DamagedIndex.
         """
         segments = segments_in(index.segments)
         self._store()
-        self._queue()
         total = segments[-1].first_line + segments[-1].lines - 1
-        parameters = {"batch": self.job.batch, "total": total, "model": index.model}
+        parameters = {
+            "batch": self.job.batch,
+            "total": total,
+            "model": index.model,
+            "fleet": placement.fleet,
+            "by_model": list(placement.by_model) if placement.fleet is None else None,
+        }
         if self._connection.execute(_START, parameters).rowcount != 1:
             self._connection.rollback()
             return None
+        self._spread(placement)
+        self._queue()
         self._connection.execute(
             _ADD_SEGMENTS,
             {
@@ -232,8 +258,17 @@ class SplitTransaction:
         self._connection.execute(_IS_SPLIT, batch | {"number": self.segment.number})
         return is_open
 
+    def _spread(self, placement: Placement) -> None:
+        """Record the requests by fleet; the fleets may have changed since the batch was created."""
+        self._connection.execute(_FORGET_PARTS, {"batch": self.job.batch})
+        if placement.spread:
+            parts = msgspec.json.encode(placement.spread).decode()
+            parameters = {"batch": self.job.batch, "tenant": self.job.tenant, "parts": parts}
+            self._connection.execute(_ADD_PARTS, parameters)
+
     def _queue(self) -> None:
         self._connection.execute(_QUEUE, {"batch": self.job.batch})
+        self._connection.execute(_COUNT_SPLIT, {"batch": self.job.batch})
         self._connection.execute(_NOTIFY, {"channel": QUEUED_CHANNEL})
 
     def _store(self) -> None:
@@ -296,8 +331,10 @@ class SplitStore:
             row = connection.execute(_JOB, {"batch": batch, "max_lines": max_lines}).one_or_none()
         if row is None:
             return None
-        has_index = row.segments is not None
-        return _job(batch, row, Index(row.model, segments_of(row.segments)) if has_index else None)
+        if row.segments is None:
+            return _job(batch, row)
+        models = models_of(row.models) or ((row.model, row.lines),)
+        return _job(batch, row, Index(models, segments_of(row.segments)))
 
     @contextmanager
     def open(
@@ -368,6 +405,7 @@ class SplitStore:
             "input_key": job.input_key,
             "endpoint": job.endpoint,
             "model": index.model,
+            "models": encode_models(index.models if len(index.models) > 1 else None),
             "lines": sum(segment.lines for segment in index.segments),
             "key": key,
             "segments": encode_segments(index.segments),

@@ -253,7 +253,10 @@ class Claiming:
     ) -> list[Claim]:
         """Count the requests taken, and drop the lanes that had no more."""
         claims = {row.batch_id: _claims(row) for row in rows}
-        self.marks |= {row.batch_id: Mark(self._place.fleet, self._place.pool.value, row.at, row.line) for row in rows}
+        self.marks |= {
+            row.batch_id: Mark(self._place.fleet, self._place.pool.value, row.at, row.line)
+            for row in rows
+        }
         exhausted: list[Lane] = []
         for share in shares:
             remaining = _capped(share, headroom).lines

@@ -77,7 +77,9 @@ class RateStore:
 
 def _read(connection: Connection) -> Rates:
     return {
-        (row.fleet, Pool(row.pool), row.model): Rate(row.seconds, row.lines, row.squares, row.weights)
+        (row.fleet, Pool(row.pool), row.model): Rate(
+            row.seconds, row.lines, row.squares, row.weights
+        )
         for row in connection.execute(_RATES)
     }
 

@@ -82,7 +82,7 @@ class PauseStore:
                 for row in rows
             ]
 
-    def held_deadlines(self, fleet: str) -> OpenDeadlines:
+    def held_deadlines(self, fleet: str = DEFAULT_FLEET) -> OpenDeadlines:
         """Return the number of a fleet's open batches not at risk, and their first deadline."""
         with begin(self._engine) as connection:
             row = connection.execute(_HELD, {"fleet": fleet}).one()
@@ -96,11 +96,12 @@ class PauseStore:
             names = ", ".join(connection.execute(_FLEETS).scalars())
         raise NotFound(f"Fleet {fleet!r} not found: there are {names}.", param="fleet")
 
-    def pause(self, place: FleetPool, actor: str) -> PoolPause:
+    def pause(self, pool: Pool, actor: str, fleet: str = DEFAULT_FLEET) -> PoolPause:
         """Stop the workers of a fleet's pool from claiming; return the pause in effect.
 
         A claim in progress keeps the requests that it has taken.
         """
+        place = FleetPool(fleet, pool)
         while True:  # the pool may be resumed between the two statements
             with begin(self._engine) as connection:
                 row = connection.execute(_PAUSE, {**_keys(place), "actor": actor}).one_or_none()
@@ -111,8 +112,9 @@ class PauseStore:
                     if (pause.fleet, pause.pool) == place:
                         return pause
 
-    def resume(self, place: FleetPool, actor: str) -> PoolPause | None:
+    def resume(self, pool: Pool, actor: str, fleet: str = DEFAULT_FLEET) -> PoolPause | None:
         """End a pause and return it; None if there was none."""
+        place = FleetPool(fleet, pool)
         with begin(self._engine) as connection:
             row = connection.execute(_RESUME, _keys(place)).one_or_none()
             if row is None:
@@ -155,9 +157,7 @@ class Pools:
         """Return the state of each fleet's pools; raises Unavailable."""
         return self._store.standings()
 
-    def effect(
-        self, principal: Principal, pool: Pool, fleet: str = DEFAULT_FLEET
-    ) -> PauseEffect:
+    def effect(self, principal: Principal, pool: Pool, fleet: str = DEFAULT_FLEET) -> PauseEffect:
         """Return the effect that a pause would have, without pausing.
 
         Raises Forbidden, or NotFound for an unknown fleet.
@@ -175,7 +175,7 @@ class Pools:
         """
         principal.require_operator_of_all()
         self._store.require_fleet(fleet)
-        return self._store.pause(FleetPool(fleet, pool), principal.name)
+        return self._store.pause(pool, principal.name, fleet)
 
     def resume(
         self, principal: Principal, pool: Pool, fleet: str = DEFAULT_FLEET
@@ -187,4 +187,4 @@ class Pools:
         """
         principal.require_operator_of_all()
         self._store.require_fleet(fleet)
-        return self._store.resume(FleetPool(fleet, pool), principal.name)
+        return self._store.resume(pool, principal.name, fleet)

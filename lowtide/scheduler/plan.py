@@ -140,9 +140,7 @@ def give_back(connection: Connection, fleet: str, moves: Sequence[Move]) -> int:
     return connection.execute(_GIVE_BACK, {"fleet": fleet, "moves": given(moves)}).scalar() or 0
 
 
-def revoke(
-    connection: Connection, fleet: str, moves: Sequence[Move]
-) -> tuple[int, list[BatchId]]:
+def revoke(connection: Connection, fleet: str, moves: Sequence[Move]) -> tuple[int, list[BatchId]]:
     """Revoke claims of spot workers, as interruptions, for dedicated.
 
     Their workers' results are rejected from now on. Returns how many, and the batches that are
@@ -259,8 +257,7 @@ class PlanStore:
             states = look(connection)
             plans = {fleet: decide(state) for fleet, state in states.items()}
             replanned = {
-                fleet: self._apply(connection, plan, states[fleet])
-                for fleet, plan in plans.items()
+                fleet: self._apply(connection, plan, states[fleet]) for fleet, plan in plans.items()
             }
             _want(connection, states, plans)
         self._mark_at_risk(plans.values())
@@ -308,9 +305,7 @@ def look(connection: Connection) -> dict[str, SchedulerState]:
     return {fleet.name: _state(fleet, rows[fleet.name], workers) for fleet in fleets}
 
 
-def _state(
-    fleet: Any, rows: Sequence[Any], workers: Mapping[FleetPool, Any]
-) -> SchedulerState:
+def _state(fleet: Any, rows: Sequence[Any], workers: Mapping[FleetPool, Any]) -> SchedulerState:
     dedicated = workers.get(FleetPool(fleet.name, Pool.DEDICATED))
     return SchedulerState(
         fleet=fleet.name,

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from lowtide.batches.erasure import Eraser
+    from lowtide.core.ids import BatchId
     from lowtide.events.publisher import Publisher
     from lowtide.objects.store import ObjectStore
-    from lowtide.core.ids import BatchId
     from lowtide.planning.demand import Rate
     from lowtide.planning.escalation import Plan
     from lowtide.planning.state import PlanResult, SchedulerState, SweepResult

@@ -15,11 +15,12 @@ from lowtide.database.connections import begin
 from lowtide.scheduler.pauses import place_of
 
 if TYPE_CHECKING:
-    from lowtide.core.pools import FleetPool
     from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
     from sqlalchemy import Engine
+
+    from lowtide.core.pools import FleetPool
 
 
 class HistoryRange(StrEnum):

@@ -49,7 +49,12 @@ def build_worker(
 ) -> Worker:
     """Return a worker of a pool with its own engine; `instance` names its leases."""
     utilization = Utilization(full=settings.max_concurrency)
-    queue = QueueStore(database, new_id=new_id, lease_duration=settings.lease_duration)
+    queue = QueueStore(
+        database,
+        new_id=new_id,
+        lease_duration=settings.lease_duration,
+        fleet=settings.fleet,
+    )
     keeper = LeaseKeeper(
         queue,
         RateStore(database),

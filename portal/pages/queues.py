@@ -260,7 +260,8 @@ class QueuesPage:
 
 
 def _charts() -> list[TimeChart]:
-    prices = lowtide().services.prices
+    services = lowtide().services
+    prices = services.prices(next(iter(services.fleets)))
     workers = [
         *(Line(f"{pool} running", pool, lambda each: each.live) for pool in Pool),
         *(Line(f"{pool} needed", pool, lambda each: each.desired, dashed=True) for pool in Pool),

@@ -203,11 +203,14 @@ class _Upload:
         if checked.problems:
             self._report.refuse(checked)
             return
-        measured = await in_thread(lambda: self._services.forecaster.measured_rate(checked.model))
-        rate = Rate(measured or lowtide().settings.dedicated_rate, measured=measured is not None)
-        estimate = estimate_file(
-            checked.size, checked.lines, rate.lines_a_second, self._services.prices
+        fleets = self._services.fleets
+        fleet = fleets.route(checked.model or "") or next(iter(fleets))
+        measured = await in_thread(
+            lambda: self._services.forecaster.measured_rate(fleet.name, checked.model)
         )
+        rate = Rate(measured or fleet.dedicated.rate, measured=measured is not None)
+        prices = self._services.prices(fleet)
+        estimate = estimate_file(checked.size, checked.lines, rate.lines_a_second, prices)
         self._report.accept(stored, checked, estimate, rate)
         self._form.offer(stored)
 

@@ -14,7 +14,7 @@ from lowtide.batches.model import Batch, NewBatch, SlaState
 from lowtide.batches.workload import FleetCapacity, PoolWorkers
 from lowtide.core.errors import Conflict
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId, new_id
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.engines.breaker import BreakerState
 from lowtide.events.model import EventType, batch_event
 from lowtide.planning.demand import Capacity, Rate
@@ -23,7 +23,10 @@ from tests.worlds import PRICES, World, done, together
 HOUR = 3600
 # 3,600 requests an hour; nothing is lost.
 CAPACITY = Capacity(rate=1.0, replicas=1, cold_start=0.0, margin=0.0, tick=10.0, in_flight=0)
-OPEN, STRICT = AdmissionPolicy(CAPACITY), AdmissionPolicy(CAPACITY, strict=True)
+OPEN, STRICT = (
+    AdmissionPolicy({DEFAULT_FLEET: CAPACITY}),
+    AdmissionPolicy({DEFAULT_FLEET: CAPACITY}, strict=True),
+)
 
 
 def _create(
@@ -107,7 +110,7 @@ def test_outlook_counts_open_requests_by_deadline(world: World) -> None:
         "INSERT INTO service_rates (pool, model, seconds, lines, squares, weights) "
         "VALUES ('spot', 'm', 100, 50, 25, 10000)"
     )
-    workload = WorkloadStore(world.api).read()
+    workload = WorkloadStore(world.api).read().of(DEFAULT_FLEET)
     assert [(work.model, work.lines, work.ended) for work in workload.work] == [
         ("m", 7, 3),
         (None, 70, 0),
@@ -126,7 +129,7 @@ def test_outlook_counts_open_requests_by_deadline(world: World) -> None:
 
 
 def test_outlook_is_empty_without_work(world: World) -> None:
-    workload = WorkloadStore(world.api).read()
+    workload = WorkloadStore(world.api).read().of(DEFAULT_FLEET)
     assert (workload.work, workload.workers, workload.rates) == ((), {}, {})
     assert abs(workload.at - datetime.now(UTC)) < timedelta(seconds=30)
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from lowtide.batches.forecast import Forecaster, WorkloadStore
 from lowtide.batches.model import BatchStatus
-from lowtide.batches.workload import FleetCapacity, OpenWork, PoolWorkers, Workload
-from lowtide.core.pools import Pool
+from lowtide.batches.workload import FleetCapacity, OpenWork, PoolWorkers, Workload, Workloads
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.planning.demand import Capacity
 from tests.batches.test_batches import DEADLINE, EARLY, example
 
@@ -20,15 +20,17 @@ class _Source(WorkloadStore):
     def __init__(self) -> None:
         self.reads = 0
 
-    def read(self) -> Workload:
+    def read(self) -> Workloads:
         self.reads += 1
-        return Workload(EARLY, (OpenWork(DEADLINE, "m", 10),), {Pool.SPOT: PoolWorkers(self.reads)})
+        workers = {Pool.SPOT: PoolWorkers(self.reads)}
+        workload = Workload(EARLY, (OpenWork(DEADLINE, "m", 10),), workers)
+        return Workloads(EARLY, {DEFAULT_FLEET: workload})
 
 
 def test_outlook_is_cached_for_two_seconds() -> None:
     source = _Source()
     now = [100.0]
-    forecaster = Forecaster(source, FLEET, data_kept=60, timer=lambda: now[0])
+    forecaster = Forecaster(source, {DEFAULT_FLEET: FLEET}, data_kept=60, timer=lambda: now[0])
     batch = replace(example(BatchStatus.IN_PROGRESS), total=10)
     assert forecaster.with_eta(batch).eta == EARLY + timedelta(seconds=10)
     now[0] += 1.9
@@ -41,5 +43,5 @@ def test_outlook_is_cached_for_two_seconds() -> None:
 def test_finished_batch_reads_no_outlook() -> None:
     source = _Source()
     finished = example(BatchStatus.COMPLETED)
-    assert Forecaster(source, FLEET, data_kept=60).with_eta(finished).eta is None
+    assert Forecaster(source, {DEFAULT_FLEET: FLEET}, data_kept=60).with_eta(finished).eta is None
     assert source.reads == 0

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
 from lowtide.batches.admission import AdmissionPolicy
-from lowtide.batches.workload import OpenWork, Workload
+from lowtide.batches.workload import OpenWork, Workload, Workloads
 from lowtide.core.errors import Conflict
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.planning.demand import Capacity, Demand, Rate, RateSample
+
+if TYPE_CHECKING:
+    from lowtide.planning.reasons import Reason
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 # Two replicas, each of one request a second; nothing is lost.
@@ -24,6 +28,11 @@ def _demand(seconds: float, lines: int) -> Demand:
     return Demand(NOW + timedelta(seconds=seconds), lines)
 
 
+def _risk(policy: AdmissionPolicy, new: Demand, workload: Workload) -> Reason | None:
+    workloads = Workloads(workload.at, {DEFAULT_FLEET: workload})
+    return policy.risk(new.deadline, {DEFAULT_FLEET: new.lines}, workloads)
+
+
 def _workload(*others: tuple[float, int]) -> Workload:
     return Workload(
         NOW, tuple(OpenWork(_demand(*other).deadline, "m", other[1]) for other in others)
@@ -32,14 +41,14 @@ def _workload(*others: tuple[float, int]) -> Workload:
 
 @pytest.mark.parametrize("strict", [False, True], ids=["open", "strict"])
 def test_feasible_deadline_is_not_at_risk(strict: bool) -> None:
-    policy = AdmissionPolicy(TWO, strict=strict)
-    assert not policy.risk(_demand(100, 200), _workload())
-    assert not policy.risk(_demand(100, 100), _workload((50, 100)))
+    policy = AdmissionPolicy({DEFAULT_FLEET: TWO}, strict=strict)
+    assert not _risk(policy, _demand(100, 200), _workload())
+    assert not _risk(policy, _demand(100, 100), _workload((50, 100)))
 
 
 @pytest.mark.parametrize("capacity", [TWO, NONE], ids=["too little", "none"])
 def test_infeasible_deadline_is_at_risk(capacity: Capacity) -> None:
-    assert AdmissionPolicy(capacity).risk(_demand(100, 201), _workload())
+    assert _risk(AdmissionPolicy({DEFAULT_FLEET: capacity}), _demand(100, 201), _workload())
 
 
 @pytest.mark.parametrize(
@@ -53,48 +62,50 @@ def test_infeasible_deadline_is_at_risk(capacity: Capacity) -> None:
 def test_strict_names_shortest_feasible_window(
     new: tuple[float, int], others: list[tuple[float, int]], window: int
 ) -> None:
-    policy = AdmissionPolicy(TWO, strict=True)
+    policy = AdmissionPolicy({DEFAULT_FLEET: TWO}, strict=True)
     workload = _workload(*others)
     with pytest.raises(Conflict, match=rf"UTC, a completion window of {window}m\.$") as raised:
-        policy.risk(_demand(*new), workload)
+        _risk(policy, _demand(*new), workload)
     assert (raised.value.param, raised.value.code) == (
         "completion_window",
         "deadline_not_feasible",
     )
     match = re.search(r"a completion window of (\d+)m", raised.value.message)
     assert match is not None
-    assert not policy.risk(_demand(60 * int(match[1]), new[1]), workload)
+    assert not _risk(policy, _demand(60 * int(match[1]), new[1]), workload)
 
 
 def test_strict_reports_missing_dedicated_capacity() -> None:
     with pytest.raises(Conflict, match="no dedicated capacity"):
-        AdmissionPolicy(NONE, strict=True).risk(_demand(100, 1), _workload())
+        _risk(AdmissionPolicy({DEFAULT_FLEET: NONE}, strict=True), _demand(100, 1), _workload())
 
 
 def test_paused_dedicated_pool_makes_deadlines_infeasible() -> None:
     dedicated_paused = replace(_workload(), paused=frozenset({Pool.DEDICATED}))
-    assert AdmissionPolicy(TWO).risk(_demand(100, 1), dedicated_paused)
+    assert _risk(AdmissionPolicy({DEFAULT_FLEET: TWO}), _demand(100, 1), dedicated_paused)
     with pytest.raises(Conflict, match="dedicated pool is paused"):
-        AdmissionPolicy(TWO, strict=True).risk(_demand(100, 1), dedicated_paused)
+        _risk(AdmissionPolicy({DEFAULT_FLEET: TWO}, strict=True), _demand(100, 1), dedicated_paused)
     spot_paused = replace(dedicated_paused, paused=frozenset({Pool.SPOT}))
-    assert not AdmissionPolicy(TWO, strict=True).risk(_demand(100, 200), spot_paused)
+    assert not _risk(
+        AdmissionPolicy({DEFAULT_FLEET: TWO}, strict=True), _demand(100, 200), spot_paused
+    )
 
 
 def test_measured_dedicated_rate_replaces_configured_one() -> None:
-    policy = AdmissionPolicy(TWO)
+    policy = AdmissionPolicy({DEFAULT_FLEET: TWO})
     slow = {(Pool.DEDICATED, "m"): Rate().fold([RateSample(5000, 10_000.0)] * 10)}
     fast_spot = {(Pool.SPOT, "m"): Rate().fold([RateSample(50_000, 10_000.0)] * 10)}
     beside = _workload((1000, 1))
     new = _demand(100, 150)
-    assert not policy.risk(new, beside)
-    assert policy.risk(new, replace(beside, rates=slow))
-    assert not policy.risk(new, replace(beside, rates=fast_spot))
+    assert not _risk(policy, new, beside)
+    assert _risk(policy, new, replace(beside, rates=slow))
+    assert not _risk(policy, new, replace(beside, rates=fast_spot))
 
 
 def test_retries_reduce_capacity() -> None:
-    policy = AdmissionPolicy(TWO)
+    policy = AdmissionPolicy({DEFAULT_FLEET: TWO})
     retried = Workload(
         NOW, (OpenWork(_demand(1000, 1).deadline, "m", 1, ended=9800, retried=10_000),)
     )
-    assert not policy.risk(_demand(100, 150), _workload((1000, 1)))
-    assert policy.risk(_demand(100, 150), retried)
+    assert not _risk(policy, _demand(100, 150), _workload((1000, 1)))
+    assert _risk(policy, _demand(100, 150), retried)

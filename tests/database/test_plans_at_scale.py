@@ -256,7 +256,7 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
         500,
     ),
     "batches to mark": (str(plan._LOCK_RISKY), lambda load: {"risky": [load.batch]}, 500),
-    "dedicated replicas": (str(plan._DEDICATED), lambda _: {}, 100),
+    "dedicated replicas": (str(plan._FLEETS), lambda _: {}, 100),
     "events to send": (
         outbox.DUE,
         lambda _: {"limit": 100, "base": 10.0, "most": 300.0, "kept": 86_400.0},

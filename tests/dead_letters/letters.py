@@ -11,6 +11,7 @@ from lowtide.core.pools import Pool
 from lowtide.dead_letters.model import LetterId
 from lowtide.files.lines import Limits
 from lowtide.pipeline.split import Splitter
+from tests.fleets.single import SINGLE
 from tests.worker.workers import Sink, WaitingPublisher
 from tests.worlds import done
 
@@ -49,7 +50,9 @@ def batch_of_lines(
     with store.open_writer(file.object_key) as writer:
         writer.write(b"\n".join(lines))
     batch = world.new_batch(tenant, input_file=file.id, **changes)
-    splitter = Splitter(world.splits, store, Limits(), WaitingPublisher(Sink(), world.outbox))
+    splitter = Splitter(
+        world.splits, store, Limits(), SINGLE, WaitingPublisher(Sink(), world.outbox)
+    )
     splitter.split(batch)
     for segment in world.rows("SELECT number FROM segments WHERE split_at IS NULL"):
         splitter.split_segment(batch, segment.number)

@@ -21,7 +21,7 @@ from lowtide.core.errors import (
     Unavailable,
 )
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId, TenantId, format_batch_id, new_id, now
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.dead_letters import service as dead_letters_service
 from lowtide.dead_letters.copies import Copies, CopyRules
 from lowtide.dead_letters.model import LetterFilter, LetterId
@@ -30,10 +30,12 @@ from lowtide.dead_letters.requeue_store import RequeueStore
 from lowtide.dead_letters.service import Content, DeadLetters
 from lowtide.dead_letters.store import DeadLetterStore
 from lowtide.files.model import object_key
+from lowtide.fleets.model import Fleets
 from lowtide.objects.store import ObstoreObjects
 from lowtide.planning.demand import Capacity
 from lowtide.planning.state import decide
 from tests.dead_letters.letters import batch_of_lines, bury, source_lines
+from tests.fleets.single import SINGLE
 from tests.worker.workers import Sink, WaitingPublisher
 from tests.worlds import Running, gate, together
 
@@ -46,7 +48,13 @@ if TYPE_CHECKING:
 from tests.worlds import PRICES
 
 CAPACITY = Capacity(rate=10.0, replicas=2, cold_start=60.0, margin=10.0, tick=30.0)
-RULES = CopyRules(shortest_window=60, longest_window=604_800, file_expiry=86_400, prices=PRICES)
+RULES = CopyRules(
+    shortest_window=60,
+    longest_window=604_800,
+    file_expiry=86_400,
+    fleets=SINGLE,
+    currency=PRICES.currency,
+)
 
 
 @dataclass
@@ -177,12 +185,12 @@ def test_requeued_letters_stay_in_chosen_pool(services: DeadLetterServices) -> N
     assert services.audit()[0][2].endswith(f"{format_batch_id(new.batch)} on dedicated")
     planned = services.world.timetable.replan(lambda state: decide(state, CAPACITY))
     assert planned is not None
-    assert planned.before[Pool.DEDICATED].queued == 3
-    assert planned.returned == 0
+    assert planned[DEFAULT_FLEET].before[Pool.DEDICATED].queued == 3
+    assert planned[DEFAULT_FLEET].returned == 0
     services.world.run("UPDATE batches SET start_pool = 'spot'")
     planned = services.world.timetable.replan(lambda state: decide(state, CAPACITY))
     assert planned is not None
-    assert planned.returned == 3, "requests without a chosen pool must return"
+    assert planned[DEFAULT_FLEET].returned == 3, "requests without a chosen pool must return"
 
 
 def test_letters_of_running_batch_are_requeued(services: DeadLetterServices) -> None:
@@ -504,7 +512,13 @@ def test_requeue_respects_tenant_limits(
     "closed", [{Pool.DEDICATED}, {Pool.SPOT}, set(Pool)], ids=["dedicated", "spot", "both"]
 )
 def test_pool_without_replicas_is_rejected(world: World, closed: set[Pool]) -> None:
-    services = DeadLetterServices(world, rules=replace(RULES, closed=frozenset(closed)))
+    (fleet,) = SINGLE
+    spot, dedicated = (
+        replace(fleet.pool(pool), max_replicas=0) if pool in closed else fleet.pool(pool)
+        for pool in (Pool.SPOT, Pool.DEDICATED)
+    )
+    fleets = Fleets((replace(fleet, spot=spot, dedicated=dedicated),))
+    services = DeadLetterServices(world, rules=replace(RULES, fleets=fleets))
     _, letters = services.batch()
     for pool in closed:
         with pytest.raises(Conflict, match=f"LOWTIDE_{pool.upper()}_REPLICAS is 0") as error:
@@ -519,7 +533,7 @@ def test_pool_without_replicas_is_rejected(world: World, closed: set[Pool]) -> N
 
 
 def test_strict_admission_rejects_infeasible_requeue(world: World) -> None:
-    strict = AdmissionPolicy(replace(CAPACITY, rate=0.01, replicas=1), strict=True)
+    strict = AdmissionPolicy({DEFAULT_FLEET: replace(CAPACITY, rate=0.01, replicas=1)}, strict=True)
     services = DeadLetterServices(world, rules=replace(RULES, admission=strict))
     _, letters = services.batch(completion_window="5m")
     with pytest.raises(Conflict) as error:
@@ -533,7 +547,7 @@ def test_strict_admission_rejects_infeasible_requeue(world: World) -> None:
 
 
 def test_lenient_admission_marks_batch_at_risk(world: World) -> None:
-    policy = AdmissionPolicy(replace(CAPACITY, replicas=0))
+    policy = AdmissionPolicy({DEFAULT_FLEET: replace(CAPACITY, replicas=0)})
     services = DeadLetterServices(world, rules=replace(RULES, admission=policy))
     _, letters = services.batch()
     (new,) = services.requeue(letters).batches

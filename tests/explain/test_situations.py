@@ -9,7 +9,7 @@ import pytest
 
 from lowtide.batches.workload import FleetCapacity
 from lowtide.core.ids import DEFAULT_TENANT, BatchId
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.explain import store
 from lowtide.explain.model import Factor
 from lowtide.explain.service import Explainer
@@ -240,7 +240,7 @@ def test_constructed_factor_is_named(world: World, name: str) -> None:
     limiting = _explained(world, batch).limiting
     assert limiting.factor is situation.factor
     assert situation.contains in words(limiting.factor, limiting.numbers)
-    operator = Explainer(FactStore(world.database.engine("operator"), FLEET))
+    operator = Explainer(FactStore(world.database.engine("operator"), {DEFAULT_FLEET: FLEET}))
     assert operator.explain(None, batch).limiting.factor is situation.factor
 
 
@@ -291,7 +291,9 @@ def test_sample_is_bounded(total: int) -> None:
 
 
 def _explained(world: World, batch: BatchId) -> Explanation:
-    explanation = Explainer(FactStore(world.api, FLEET)).explain(DEFAULT_TENANT, batch)
+    explanation = Explainer(FactStore(world.api, {DEFAULT_FLEET: FLEET})).explain(
+        DEFAULT_TENANT, batch
+    )
     changes = [(frozenset(each.numbers.items()), each.end) for each in explanation.advice]
     assert len(set(changes)) == len(changes), "the same change is advised twice"
     return explanation
@@ -307,7 +309,7 @@ def test_advice_has_its_effect(world: World) -> None:
     tenant = tenant_with(world, "limited", max_running_lines=1)
     batch = _started(world, world.batch(200, tenant=tenant))
     _worker(world, 1, settled=1)
-    explanation = Explainer(FactStore(world.api, FLEET)).explain(tenant, batch)
+    explanation = Explainer(FactStore(world.api, {DEFAULT_FLEET: FLEET})).explain(tenant, batch)
     (advice, *_) = explanation.advice
     assert advice.factor is Factor.TENANT_LIMIT
     assert explanation.forecast is not None

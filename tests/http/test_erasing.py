@@ -25,6 +25,7 @@ from lowtide.pipeline.split import Splitter
 from lowtide.queue.claims import Returned
 from lowtide.search.indexing import SearchIndexer
 from lowtide.tenants.sign_in import Principal, Role
+from tests.fleets.single import SINGLE
 from tests.http.forms import line, upload
 from tests.worker.workers import Sink
 from tests.worlds import done
@@ -59,7 +60,7 @@ class Story:
         assert batch is not None
         self.batch: BatchId = batch
         publisher = Publisher(Sink(), world.outbox)
-        Splitter(world.splits, self.objects, Limits(), publisher).split(batch)
+        Splitter(world.splits, self.objects, Limits(), SINGLE, publisher).split(batch)
         self._run()
         SearchIndexer(world.worker).index(limit=100)
         Finalizer(world.finals, self.objects, publisher, new_id=new_id).finalize(batch)

@@ -26,6 +26,7 @@ from lowtide.pipeline.split import Splitter
 from lowtide.pipeline.split_store import SplitStore
 from lowtide.uploads import presigned
 from lowtide.uploads.presigned import PresignedUploads
+from tests.fleets.single import SINGLE
 from tests.http.conftest import MAX_LINES
 from tests.http.forms import form, line, part, post, upload
 from tests.http.test_audit import _audit
@@ -192,7 +193,7 @@ def test_batch_of_a_presigned_file_is_split(api: Api, bucket: Bucket, world: Wor
     assert batch is not None
     splits = SplitStore(world.own_engine("worker"), new_id=new_id)
     publisher = Publisher(Sink(), world.outbox)
-    Splitter(splits, bucket.objects, Limits(50, 20_000), publisher).split(batch)
+    Splitter(splits, bucket.objects, Limits(50, 20_000), SINGLE, publisher).split(batch)
     assert world.row(batch).status == BatchStatus.IN_PROGRESS
     assert world.lines("queue", batch) == list(range(1, len(LINES) + 1))
 

@@ -13,6 +13,7 @@ from lowtide.files.service import Files, UploadLimits
 from lowtide.objects.joined import JoinedObjects
 from lowtide.objects.store import ObstoreObjects
 from lowtide.pipeline.split import Splitter
+from tests.fleets.single import SINGLE
 from tests.http.forms import line
 from tests.worker.workers import Sink, WaitingPublisher
 
@@ -55,7 +56,7 @@ class Installation:
         publisher = WaitingPublisher(self.sink, self.world.outbox)
         whole: dict[str, Any] = {"size": SIZE} | changes
         splits = splits or self.world.splits
-        return Splitter(splits, self.objects, Limits(), publisher, **whole)
+        return Splitter(splits, self.objects, Limits(), SINGLE, publisher, **whole)
 
     def batch(self, lines: int = LINES, **changes: Any) -> BatchId:
         """Create a batch of an uploaded file with so many requests; it is not split yet."""

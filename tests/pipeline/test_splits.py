@@ -11,6 +11,7 @@ from lowtide.core.errors import Unavailable
 from lowtide.core.pools import Pool
 from lowtide.files.index import FileSegment, read_rows, render_rows
 from lowtide.files.lines import InputLine, Problem
+from lowtide.fleets.placement import DEFAULT_PLACEMENT
 from lowtide.pipeline.split_store import Index
 from tests.worlds import Running, World, gate, input_lines, together
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def _index(*lines: int) -> Index:
     """Return an index of segments with so many requests; the positions of their rows are wrong."""
-    return Index("m", [FileSegment(each, 0, 0) for each in lines])
+    return Index((("m", sum(lines)),), [FileSegment(each, 0, 0) for each in lines])
 
 
 def test_split_stores_and_queues_every_request(world: World) -> None:
@@ -65,7 +66,7 @@ def test_any_custom_id_survives_copy(world: World, custom_id: str) -> None:
     with world.opened(batch, index) as split:
         assert split is not None
         split.copy([render_rows(given)])
-        assert split.start(index) == ()
+        assert split.start(index, DEFAULT_PLACEMENT) == ()
     assert [row.custom_id for row in read_rows([render_rows(given)])] == [custom_id, "next"]
     rows = world.rows("SELECT custom_id, start, length, checksum FROM requests ORDER BY line")
     assert [tuple(row) for row in rows] == [(custom_id, 3, 4, -(2**31)), ("next", 5, 6, None)]
@@ -119,7 +120,7 @@ def test_killed_split_leaves_nothing(world: World) -> None:
         with world.opened(batch, _index(100)) as split:
             assert split is not None
             split.copy([render_rows(input_lines(100))])
-            split.start(_index(100))
+            split.start(_index(100), DEFAULT_PLACEMENT)
             raise Killed
 
     with pytest.raises(Killed):

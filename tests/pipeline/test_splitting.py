@@ -10,6 +10,7 @@ from lowtide.core.errors import Unavailable
 from lowtide.files.lines import Limits, checksum_of
 from lowtide.objects.store import ObstoreObjects
 from lowtide.pipeline.split import Splitter
+from tests.fleets.single import SINGLE
 from tests.http.forms import line
 from tests.worker.workers import Sink, WaitingPublisher
 
@@ -26,7 +27,7 @@ def _splitter(
         with store.open_writer(world.row(batch).input_key) as writer:
             writer.write(content)
     publisher = WaitingPublisher(Sink(), world.outbox)
-    return Splitter(world.splits, store, Limits(), publisher), store
+    return Splitter(world.splits, store, Limits(), SINGLE, publisher), store
 
 
 def test_valid_file_is_queued_once(world: World) -> None:

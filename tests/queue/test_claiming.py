@@ -13,7 +13,7 @@ from pg8000 import dbapi
 
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 from lowtide.database.prepared import PreparingConnection
 from lowtide.queue import claiming
 from lowtide.queue.claiming import Claiming
@@ -180,7 +180,9 @@ def test_limited_tenants_cause_no_deadlock_between_workers(world: World) -> None
     first, second = world.queue_on(slow), world.queue_on(world.own_engine("worker"))
     leases = [queue.open_lease(Pool.SPOT, "w") for queue in (first, second)]
     # The second has served A before, so that it is B's turn.
-    second._claiming[leases[1]] = served = Claiming(second._engine, Pool.SPOT)
+    second._claiming[leases[1]] = served = Claiming(
+        second._engine, FleetPool(DEFAULT_FLEET, Pool.SPOT)
+    )
     served._turns._tags = {a: 1.0, b: 0.0}
     with gate(slow, before="DELETE FROM queue") as stopped:
         claim = Running(lambda: first.claim(leases[0], Pool.SPOT, 1))

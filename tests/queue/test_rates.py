@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.planning.demand import Rate, RateSample
 from lowtide.queue.rates import RateStore
 from tests.worlds import together
@@ -33,13 +33,13 @@ def test_reported_sample_is_folded_once(world: World, rates: RateStore) -> None:
     lease = _busy(world)
     assert rates.fold() == {}
     rates.report(lease, RateSample(30, 10.0))
-    expected = {(Pool.DEDICATED, "m"): Rate().fold([RateSample(30, 10.0)])}
+    expected = {(DEFAULT_FLEET, Pool.DEDICATED, "m"): Rate().fold([RateSample(30, 10.0)])}
     assert rates.fold() == expected
     assert rates.fold() == expected
     rates.report(lease, RateSample(30, 10.0))
     assert rates.fold() == expected
     rates.report(lease, RateSample(50, 15.0))
-    assert rates.fold()[Pool.DEDICATED, "m"] == pytest.approx(
+    assert rates.fold()[DEFAULT_FLEET, Pool.DEDICATED, "m"] == pytest.approx(
         Rate().fold([RateSample(30, 10.0), RateSample(20, 5.0)])
     )
 
@@ -51,7 +51,9 @@ def test_rate_outlives_its_workers(world: World, rates: RateStore) -> None:
     rates.fold()
     world.queue.close_lease(lease)
     rates.report(lease, RateSample(99, 99.0))
-    assert rates.fold() == {(Pool.DEDICATED, "m"): Rate().fold([RateSample(30, 10.0)])}
+    assert rates.fold() == {
+        (DEFAULT_FLEET, Pool.DEDICATED, "m"): Rate().fold([RateSample(30, 10.0)])
+    }
 
 
 def test_rates_are_separate_by_pool_and_model(world: World, rates: RateStore) -> None:
@@ -66,10 +68,10 @@ def test_rates_are_separate_by_pool_and_model(world: World, rates: RateStore) ->
     world.run("UPDATE batches SET model = 'other' WHERE id = :id", id=last)
     rates.report(_busy(world, requests=2), RateSample(4, 1.0))
     assert {key: rate.lines for key, rate in rates.fold().items()} == {
-        (Pool.SPOT, "other"): 1.0,
-        (Pool.SPOT, "m"): 2.0,
-        (Pool.SPOT, ""): 3.0,
-        (Pool.DEDICATED, ""): 4.0,
+        (DEFAULT_FLEET, Pool.SPOT, "other"): 1.0,
+        (DEFAULT_FLEET, Pool.SPOT, "m"): 2.0,
+        (DEFAULT_FLEET, Pool.SPOT, ""): 3.0,
+        (DEFAULT_FLEET, Pool.DEDICATED, ""): 4.0,
     }
 
 

@@ -33,6 +33,7 @@ from lowtide.reruns import store as rerun_store
 from lowtide.reruns.service import RerunRequest, Reruns
 from lowtide.reruns.store import Failure, RerunStore
 from tests.dead_letters.letters import batch_of_lines, custom_ids, dead, source_lines
+from tests.fleets.single import SINGLE
 from tests.worker.workers import Sink, WaitingPublisher
 from tests.worlds import PRICES, Running, done, gate, together
 
@@ -42,7 +43,13 @@ if TYPE_CHECKING:
     from lowtide.reruns.service import Rerun
     from tests.worlds import World
 
-RULES = CopyRules(shortest_window=60, longest_window=604_800, file_expiry=86_400, prices=PRICES)
+RULES = CopyRules(
+    shortest_window=60,
+    longest_window=604_800,
+    file_expiry=86_400,
+    fleets=SINGLE,
+    currency=PRICES.currency,
+)
 
 
 @dataclass

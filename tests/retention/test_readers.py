@@ -16,6 +16,7 @@ from lowtide.batches.results import ResultCursor
 from lowtide.batches.service import Requests
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import DEFAULT_TENANT, new_id
+from lowtide.core.pools import DEFAULT_FLEET
 from lowtide.dead_letters.model import LetterFilter, LetterId
 from lowtide.dead_letters.requeue_store import RequeueStore
 from lowtide.dead_letters.store import DeadLetterStore
@@ -44,7 +45,9 @@ READERS: dict[str, Callable[[World, BatchId], Any]] = {
     "request drawer": lambda world, batch: BatchDetailStore(world.api).line(
         DEFAULT_TENANT, batch, 1
     ),
-    "explanation": lambda world, batch: FactStore(world.api, FLEET).read(DEFAULT_TENANT, batch),
+    "explanation": lambda world, batch: FactStore(world.api, {DEFAULT_FLEET: FLEET}).read(
+        DEFAULT_TENANT, batch
+    ),
     "rerun": lambda world, batch: RerunStore(world.api).count(DEFAULT_TENANT, batch),
     "dead letter": lambda world, batch: DeadLetterStore(world.api).get(
         DEFAULT_TENANT, LetterId(batch, 3)
@@ -115,7 +118,7 @@ def test_lists_leave_out_what_has_ended(world: World) -> None:
 
 def test_batch_itself_is_readable_and_says_when(world: World) -> None:
     batch, other = _ended(world), ended(world, 1)
-    forecaster = Forecaster(WorkloadStore(world.api), FLEET, data_kept=KEPT)
+    forecaster = Forecaster(WorkloadStore(world.api), {DEFAULT_FLEET: FLEET}, data_kept=KEPT)
     details = BatchDetailStore(world.api).details(DEFAULT_TENANT, batch)
     assert (details.notes, details.errors) == ((), ())
     gone = forecaster.with_eta(details.batch)

@@ -9,7 +9,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from lowtide.batches.forecast import WorkloadStore
-from lowtide.core.pools import OpenDeadlines, Pool
+from lowtide.core.pools import DEFAULT_FLEET, OpenDeadlines, Pool
 from lowtide.queue import claiming
 from lowtide.scheduler import pauses
 from lowtide.scheduler.pauses import PauseStore
@@ -143,9 +143,9 @@ def test_held_deadlines_exclude_batches_at_risk(world: World) -> None:
 
 def test_api_role_reads_paused_pools_but_not_who_paused_them(world: World) -> None:
     pause_store(world).pause(Pool.DEDICATED, "ana")
-    assert WorkloadStore(world.api).read().paused == {Pool.DEDICATED}
+    assert WorkloadStore(world.api).read().of(DEFAULT_FLEET).paused == {Pool.DEDICATED}
     pause_store(world).resume(Pool.DEDICATED, "ana")
-    assert WorkloadStore(world.api).read().paused == frozenset()
+    assert WorkloadStore(world.api).read().of(DEFAULT_FLEET).paused == frozenset()
     with (
         pytest.raises(DBAPIError, match="permission denied"),
         world.api.begin() as connection,
@@ -166,7 +166,7 @@ def test_held_deadlines_query_needs_no_sequential_scan(world: World) -> None:
         )
     with world.database.engine("owner").begin() as connection:
         connection.execute(text("ANALYZE batches"))
-    nodes = plan_nodes(world.database.engine("operator"), pauses.HELD)
+    nodes = plan_nodes(world.database.engine("operator"), pauses.HELD, fleet=DEFAULT_FLEET)
     scans = [node for node in nodes if node.get("Relation Name") in {"batches", "queue"}]
     assert scans
     assert all("Seq" not in node["Node Type"] for node in scans)

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from lowtide.batches.erasure import Eraser
 from lowtide.core.errors import Unavailable
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.events.model import EventType
 from lowtide.objects.store import ObstoreObjects
 from lowtide.planning.demand import Capacity, PoolScale, RateSample
@@ -18,7 +18,7 @@ from lowtide.retention.partitions import PartitionStore
 from lowtide.retention.service import Retention, RetentionRules
 from lowtide.retention.store import RetentionStore
 from lowtide.scheduler.samples import SampleRecorder
-from lowtide.scheduler.tick import Scheduler, TickRules
+from lowtide.scheduler.tick import FleetRules, Scheduler, TickRules
 from lowtide.search.indexing import SearchIndexer
 from tests.queue.test_scaler_queries import keda_replicas
 from tests.scheduler.test_pools_store import pause_store
@@ -44,8 +44,7 @@ def _scheduler(
         rate=1.0, replicas=replicas, cold_start=0.0, margin=0.0, tick=10.0, in_flight=0
     )
     rules = TickRules(
-        capacity,
-        SCALES,
+        {DEFAULT_FLEET: FleetRules(capacity, SCALES)},
         cancel_grace=10,
         stalled_after=30,
         history_kept=86_400,
@@ -73,13 +72,18 @@ def _scheduler(
 def _planned(report: TickReport) -> tuple[int, int]:
     """Return the numbers of escalated requests and of batches at risk."""
     assert report.planned is not None
-    return report.planned.escalated, len(report.planned.plan.at_risk)
+    planned = report.planned[DEFAULT_FLEET]
+    return planned.escalated, len(planned.plan.at_risk)
+
+
+def _desired(report: TickReport) -> dict[Pool, int]:
+    return {place.pool: replicas for place, replicas in report.desired_replicas.items()}
 
 
 def test_idle_tick_reports_nothing(world: World) -> None:
     report = _scheduler(world).tick()
     assert (report.swept.reaped, _planned(report)) == (0, (0, 0))
-    assert report.desired_replicas == {Pool.SPOT: 0, Pool.DEDICATED: 0}
+    assert _desired(report) == {Pool.SPOT: 0, Pool.DEDICATED: 0}
 
 
 def test_safe_batch_stays_on_spot(world: World) -> None:
@@ -87,8 +91,8 @@ def test_safe_batch_stays_on_spot(world: World) -> None:
     report = _scheduler(world).tick()
     assert (_planned(report), world.row(batch).at_risk) == ((0, 0), False)
     assert report.planned is not None
-    assert report.planned.waiting == {Pool.SPOT: 26, Pool.DEDICATED: 0}
-    assert report.desired_replicas == {Pool.SPOT: 4, Pool.DEDICATED: 0}
+    assert report.planned[DEFAULT_FLEET].waiting == {Pool.SPOT: 26, Pool.DEDICATED: 0}
+    assert _desired(report) == {Pool.SPOT: 4, Pool.DEDICATED: 0}
 
 
 def test_batch_that_would_be_late_is_escalated(world: World) -> None:
@@ -97,8 +101,8 @@ def test_batch_that_would_be_late_is_escalated(world: World) -> None:
     # Creating the batch used up the time in which one replica would have been enough.
     assert _planned(report) == (20, 0)
     assert report.planned is not None
-    assert report.planned.waiting == {Pool.SPOT: 90, Pool.DEDICATED: 20}
-    assert report.desired_replicas[Pool.DEDICATED] == 2
+    assert report.planned[DEFAULT_FLEET].waiting == {Pool.SPOT: 90, Pool.DEDICATED: 20}
+    assert _desired(report)[Pool.DEDICATED] == 2
     assert world.row(batch).escalated == 20
 
 
@@ -227,9 +231,9 @@ def test_requests_return_to_spot_when_capacity_grows(world: World) -> None:
     assert _planned(_scheduler(world).tick())[0] == 20
     report = _scheduler(world, replicas=50).tick()
     assert report.planned is not None
-    assert (report.planned.returned, report.desired_replicas[Pool.DEDICATED]) == (20, 0)
+    assert (report.planned[DEFAULT_FLEET].returned, _desired(report)[Pool.DEDICATED]) == (20, 0)
     assert report.planned is not None
-    assert report.planned.waiting == {Pool.SPOT: 110, Pool.DEDICATED: 0}
+    assert report.planned[DEFAULT_FLEET].waiting == {Pool.SPOT: 110, Pool.DEDICATED: 0}
     assert world.row(batch).escalated == 0
 
 
@@ -242,7 +246,7 @@ def test_measured_rate_replaces_configured_rate(world: World) -> None:
     for minutes in range(1, 21):
         RateStore(world.worker).report(lease, RateSample(3 * minutes, 60.0 * minutes))
         report = _scheduler(world).tick()
-    assert 0.04 < report.rates[Pool.DEDICATED, "m"] <= 0.06
+    assert 0.04 < report.rates[DEFAULT_FLEET, Pool.DEDICATED, "m"] <= 0.06
     assert _planned(report)[1] == 1
 
 
@@ -258,9 +262,9 @@ def test_paused_spot_gets_no_replicas_and_its_requests_escalate(world: World) ->
     pause_store(world).pause(Pool.SPOT, "ana")
     report = _scheduler(world).tick()
     assert _planned(report) == (20, 0)
-    assert report.desired_replicas == {Pool.SPOT: 0, Pool.DEDICATED: 2}
+    assert _desired(report) == {Pool.SPOT: 0, Pool.DEDICATED: 2}
     pause_store(world).resume(Pool.SPOT, "ana")
-    assert _scheduler(world).tick().desired_replicas[Pool.SPOT] == 4
+    assert _desired(_scheduler(world).tick())[Pool.SPOT] == 4
     assert not world.row(batch).at_risk
 
 
@@ -270,9 +274,9 @@ def test_paused_dedicated_returns_its_requests_to_spot(world: World) -> None:
     pause_store(world).pause(Pool.DEDICATED, "ana")
     report = _scheduler(world).tick()
     assert report.planned is not None
-    assert (report.planned.returned, _planned(report)) == (20, (0, 1))
-    assert report.planned.waiting == {Pool.SPOT: 110, Pool.DEDICATED: 0}
-    assert report.desired_replicas == {Pool.SPOT: 4, Pool.DEDICATED: 0}
+    assert (report.planned[DEFAULT_FLEET].returned, _planned(report)) == (20, (0, 1))
+    assert report.planned[DEFAULT_FLEET].waiting == {Pool.SPOT: 110, Pool.DEDICATED: 0}
+    assert _desired(report) == {Pool.SPOT: 4, Pool.DEDICATED: 0}
     assert world.row(batch).at_risk
     recorded = world.rows("SELECT kind, lines, pool, reason FROM request_events ORDER BY id")
     assert [tuple(row) for row in recorded[-2:]] == [
@@ -303,7 +307,7 @@ def test_tick_reports_same_replicas_as_keda(
     world.queue.claim(world.queue.open_lease(Pool.DEDICATED, "w"), Pool.DEDICATED, claimed)
     if paused:
         pause_store(world).pause(Pool.DEDICATED, "ana")
-    reported = _scheduler(world).tick().desired_replicas
+    reported = _desired(_scheduler(world).tick())
     assert reported[Pool.DEDICATED] == replicas[paused]
     assert reported == {pool: keda_replicas(world, pool) for pool in Pool}
 

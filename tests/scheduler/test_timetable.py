@@ -304,7 +304,7 @@ def test_ticks_that_mark_at_once_record_one_event(world: World) -> None:
         )
         # Both read the unmarked batch, and wait for its lock.
         with ThreadPoolExecutor() as threads:
-            marks = [threads.submit(world.timetable._mark_at_risk, plan) for plan in plans]
+            marks = [threads.submit(world.timetable._mark_at_risk, [plan]) for plan in plans]
             until(
                 lambda: (
                     world.value(

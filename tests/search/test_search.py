@@ -15,6 +15,7 @@ from lowtide.core.ids import (
 )
 from lowtide.files.index import FileSegment, render_rows
 from lowtide.files.lines import InputLine
+from lowtide.fleets.placement import DEFAULT_PLACEMENT
 from lowtide.pipeline.split_store import Index
 from lowtide.search.indexing import SearchIndexer
 from lowtide.search.model import Kind
@@ -42,11 +43,11 @@ def everywhere(world: World) -> Search:
 
 def split(world: World, batch: BatchId, custom_ids: Sequence[str]) -> None:
     rows = render_rows([InputLine(n, name, n * 100, 90) for n, name in enumerate(custom_ids, 1)])
-    index = Index("m", [FileSegment(len(custom_ids), 0, len(rows))])
+    index = Index((("m", len(custom_ids)),), [FileSegment(len(custom_ids), 0, len(rows))])
     with world.opened(batch, index) as transaction:
         assert transaction is not None
         transaction.copy([rows])
-        assert transaction.start(index) == ()
+        assert transaction.start(index, DEFAULT_PLACEMENT) == ()
 
 
 def batch_of(world: World, *custom_ids: str, **changes: Any) -> BatchId:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from lowtide.batches.model import BatchStatus
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 from lowtide.scheduler import samples
 from lowtide.scheduler.pauses import PauseStore
 from lowtide.scheduler.samples import PoolLevel, SampleRecorder
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from lowtide.status.history import History, HistoryPoint
     from tests.worlds import World
 
-LEVELS = {Pool.SPOT: PoolLevel(7, 3, 2), Pool.DEDICATED: PoolLevel(0, 0, 0)}
+LEVELS = {
+    FleetPool(DEFAULT_FLEET, Pool.SPOT): PoolLevel(7, 3, 2),
+    FleetPool(DEFAULT_FLEET, Pool.DEDICATED): PoolLevel(0, 0, 0),
+}
 HOUR = timedelta(hours=1)
 # A sample of each pool for every minute of the last eight days.
 WEEK = """

@@ -57,10 +57,10 @@ ALTER TABLE sampled_work {_FLEET},
   DROP CONSTRAINT sampled_work_pkey, ADD PRIMARY KEY (batch_id, fleet, pool);
 """
 BATCH_FLEETS = f"""
--- The fleet that runs a batch; NULL for one that several fleets run, which has its requests by fleet
--- in batch_fleets: `lines` in all, of which `split` are split. The model of a part is NULL if it has
--- several.
-ALTER TABLE batches ADD COLUMN fleet text DEFAULT 'default';
+-- The fleet that runs a batch. It is NULL for one that several fleets run, which has the fleets of
+-- its file's models, in their order, and its requests by fleet in batch_fleets: `lines` in all, of
+-- which `split` are split. The model of a part is NULL if it has several.
+ALTER TABLE batches ADD COLUMN fleet text DEFAULT 'default', ADD COLUMN fleet_of_model text[];
 CREATE TABLE batch_fleets (
   batch_id uuid NOT NULL,
   fleet text NOT NULL,
@@ -93,7 +93,7 @@ FROM batches b WHERE b.fleet IS NOT NULL
 UNION ALL
 SELECT batch_id, fleet, model, lines, split FROM batch_fleets;
 GRANT SELECT ON batch_parts TO lowtide_api, lowtide_worker, lowtide_operator;
-"""
+"""  # noqa: S608
 FUNCTIONS = """
 DROP FUNCTION open_work(), living_workers();
 -- The end of a batch depends on the work of all tenants: these functions return how much there is,
