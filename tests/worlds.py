@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from lowtide.queue.claims import Claim
     from tests.conftest import Database
 
-KEPT = {"tenants", "api_keys", "alembic_version"}
+KEPT = {"tenants", "api_keys", "alembic_version", "fleets"}
 _CONTENTS = "SELECT t::text FROM {} t ORDER BY 1"
 PATIENCE = 60.0
 PRICES = Prices(1.0, 3.0, "USD")
@@ -208,7 +208,7 @@ class World:
             "id": BatchId(new_id()), "tenant": tenant, "user": "u",
             "endpoint": "/v1/embeddings", "completion_window": "24h", "created_at": now,
             "deadline": now + timedelta(days=1), "metadata": None, "idempotency_key": None, "pool": Pool.SPOT,
-            "prices": PRICES,
+            "prices": PRICES, "placement": DEFAULT_PLACEMENT,
         }  # fmt: skip
         if "input_file" not in changes:
             changes["input_file"] = self.file(tenant).id
@@ -360,7 +360,7 @@ def numbers(claims: Sequence[Claim]) -> list[int]:
 
 
 def emptied(database: Database) -> Database:
-    """Empty a database except for the tenant `default` and its key; return it."""
+    """Empty a database except for the tenant and the fleet `default`; return it."""
     with database.engine("owner").begin() as connection:
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         contents = set(tables(connection)) - KEPT
@@ -369,4 +369,5 @@ def emptied(database: Database) -> Database:
             text("DELETE FROM api_keys WHERE tenant_id <> :kept"), {"kept": DEFAULT_TENANT}
         )
         connection.execute(text("DELETE FROM tenants WHERE id <> :kept"), {"kept": DEFAULT_TENANT})
+        connection.execute(text("DELETE FROM fleets WHERE name <> :kept"), {"kept": DEFAULT_FLEET})
     return database

@@ -290,11 +290,29 @@ def test_duplicate_custom_id_is_reported() -> None:
     assert "line 1" in reader.problems[0].message
 
 
-def test_second_model_in_file_is_reported() -> None:
+ONE_MODEL = Limits(max_models=1)
+
+
+def test_second_model_is_reported_where_files_may_have_one() -> None:
     other = _line("b", body={"model": "other"})
-    _, reader = _read([b"\n".join([_line("a"), other, _line("c")])])
+    _, reader = _read([b"\n".join([_line("a"), other, _line("c")])], ONE_MODEL)
     assert _codes(reader) == [("mismatched_model", "body.model", 2)]
-    assert reader.model == "m"
+    assert (reader.model, reader.models) == ("m", None)
+
+
+def test_models_are_numbered_and_counted() -> None:
+    names = ["m", "other", "m", "third", "other", "m"]
+    lines = [_line(str(n), body={"model": name}) for n, name in enumerate(names)]
+    accepted, reader = _read([b"\n".join(lines)])
+    assert [line.model for line in accepted] == [0, 1, 0, 2, 1, 0]
+    assert reader.models == (("m", 3), ("other", 2), ("third", 1))
+    assert (reader.model, reader.problems) == (None, [])
+
+
+def test_too_many_models_are_reported() -> None:
+    lines = [_line(str(n), body={"model": f"m{n}"}) for n in range(4)]
+    _, reader = _read([b"\n".join(lines)], Limits(max_models=2))
+    assert _codes(reader) == [("too_many_models", "body.model", line) for line in (3, 4)]
 
 
 def _moderation(custom_id: str, **body: object) -> bytes:
@@ -316,7 +334,7 @@ def test_moderations_need_no_model(
     endpoint: str | None, bodies: list[dict[str, Any]], problems: list[int], model: str | None
 ) -> None:
     content = b"\n".join(_moderation(str(n), **body) for n, body in enumerate(bodies))
-    accepted, reader = _read([content], endpoint=endpoint)
+    accepted, reader = _read([content], ONE_MODEL, endpoint=endpoint)
     assert _codes(reader) == [("mismatched_model", "body.model", line) for line in problems]
     assert reader.model == model
     assert len(accepted) == len(bodies) - len(problems)

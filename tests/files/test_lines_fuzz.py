@@ -16,7 +16,7 @@ from lowtide.files.lines import ENDPOINTS, Limits, LineReader, read_lines
 
 QUESTIONS = Path(__file__).parents[2] / "examples" / "questions.jsonl"
 REAL = QUESTIONS.read_bytes().splitlines()[:5]
-LIMITS = Limits(max_lines=12, max_line_bytes=3000, max_problems=1000)
+LIMITS = Limits(max_lines=12, max_line_bytes=3000, max_problems=1000, max_models=2)
 DEEPEST = 128
 FIELDS = ("custom_id", "method", "url", "body")
 
@@ -38,9 +38,9 @@ class Number(str):
 
 
 class Verdict(NamedTuple):
-    """The result of a reader; `accepted` has number, custom_id, start and end."""
+    """The result of a reader; `accepted` has number, custom_id, start, end and number of model."""
 
-    accepted: list[tuple[int, str, int, int]]
+    accepted: list[tuple[int, str, int, int, int]]
     problems: list[tuple[int | None, str, str | None]]
     requests: int
     model: str | None
@@ -52,8 +52,8 @@ class Reference:
 
     def __init__(self, endpoint: str | None) -> None:
         self.endpoint = endpoint
-        self.model: str | None = None
-        self.models: set[str | None] = set()
+        self.models: list[str | None] = []
+        self.number = 0
         self.used: set[str] = set()
         self.line_problems: list[tuple[str, str | None]] = []
 
@@ -82,13 +82,14 @@ class Reference:
                 custom_id = self.line(content[start:end])
             if not self.line_problems:
                 assert custom_id is not None
-                accepted.append((requests, custom_id, start, end))
+                accepted.append((requests, custom_id, start, end, self.number))
             problems += [(number, code, param) for code, param in self.line_problems]
         if requests == 0:
             problems.append((None, "empty_file", None))
         if requests > LIMITS.max_lines:
             problems.append((None, "too_many_requests", None))
-        return Verdict(accepted, problems, requests, self.model, self.endpoint)
+        model = self.models[0] if len(self.models) == 1 else None
+        return Verdict(accepted, problems, requests, model, self.endpoint)
 
     def report(self, code: str, param: str | None = None) -> None:
         self.line_problems.append((code, param))
@@ -157,11 +158,16 @@ class Reference:
             self.report("missing_model", "body.model")
         elif not absent and (not is_text(model) or len(model) > 512 or "\0" in model):
             self.report("invalid_model", "body.model")
-        elif not self.models:
-            self.model = None if absent else model
-            self.models.add(self.model)
-        elif (None if absent else model) not in self.models:
-            self.report("mismatched_model", "body.model")
+        else:
+            self.check_number(None if absent else model)
+
+    def check_number(self, model: str | None) -> None:
+        if model not in self.models and len(self.models) < LIMITS.max_models:
+            self.models.append(model)
+        if model in self.models:
+            self.number = self.models.index(model)
+        else:
+            self.report("too_many_models", "body.model")
 
 
 def is_text(value: object) -> bool:
@@ -217,7 +223,10 @@ def read(content: bytes, cuts: list[int], endpoint: str | None) -> Verdict:
     lines = list(read_lines((content[a:b] for a, b in pairwise(edges)), reader))
     assert all(problem.message for problem in reader.problems)
     return Verdict(
-        [(line.number, line.custom_id, line.offset, line.offset + line.length) for line in lines],
+        [
+            (line.number, line.custom_id, line.offset, line.offset + line.length, line.model)
+            for line in lines
+        ],
         [(problem.line, problem.code, problem.param) for problem in reader.problems],
         reader.requests,
         reader.model,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.planning.escalation import Move, Plan
 from lowtide.queue import claiming
 from lowtide.queue.claiming import LANES, TAKE
@@ -145,6 +145,7 @@ def _claim_parameters(
     lanes = [{"batch": str(batch), "at": str(at), "line": line}]
     return {
         "lease": lease,
+        "fleet": DEFAULT_FLEET,
         "pool": "spot",
         "shares": json.dumps([{"lines": 50, "lanes": lanes}]),
     }
@@ -158,7 +159,9 @@ def test_requests_in_backoff_are_not_read(world: World) -> None:
     assert pages_read(world.worker, TAKE, **_claim_parameters(lease, waiting)) < alone
     world.run("UPDATE queue SET available_at = now() WHERE batch_id = :b AND line <= 50", b=waiting)
     assert pages_read(world.worker, TAKE, **_claim_parameters(lease, waiting)) < alone + 50
-    assert pages_read(world.worker, LANES, pool="spot", most=100, without=[]) < 50
+    assert (
+        pages_read(world.worker, LANES, fleet=DEFAULT_FLEET, pool="spot", most=100, without=[]) < 50
+    )
 
 
 def test_mark_skips_index_entries_of_deleted_requests(world: World) -> None:
@@ -175,7 +178,13 @@ def test_mark_skips_index_entries_of_deleted_requests(world: World) -> None:
         from_mark = pages_read(
             world.worker, TAKE, **_claim_parameters(lease, batch, at, MANY - 100)
         )
-        place = {"id": str(batch), "pool": "spot", "at": str(at), "line": MANY - 100}
+        place = {
+            "id": str(batch),
+            "fleet": DEFAULT_FLEET,
+            "pool": "spot",
+            "at": str(at),
+            "line": MANY - 100,
+        }
         drained_from_mark = pages_read(world.worker, NOTHING_QUEUED, batches=json.dumps([place]))
         drained_from_start = pages_read(
             world.worker, NOTHING_QUEUED, batches=json.dumps([{"id": str(batch)}])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
+from lowtide.core.pools import DEFAULT_FLEET
 from lowtide.local.database import engine
 from lowtide.local.files import SUPERUSER
 from lowtide.pipeline.final_store import LINES
@@ -100,11 +101,11 @@ def claim_parameters(requests: int, line: int = 0) -> dict[str, object]:
     at = "-infinity" if not line else "2020-01-01"
     lanes = [{"batch": NEW, "at": at, "line": line}]
     shares = json.dumps([{"lines": requests, "lanes": lanes}])
-    return {"lease": LEASE, "pool": "spot", "shares": shares}
+    return {"lease": LEASE, "fleet": DEFAULT_FLEET, "pool": "spot", "shares": shares}
 
 
 def test_lane_query_reads_few_rows(stale: Database) -> None:
-    assert rows_touched(stale, LANES, pool="spot", most=100, without=[]) < 100
+    assert rows_touched(stale, LANES, fleet=DEFAULT_FLEET, pool="spot", most=100, without=[]) < 100
 
 
 @pytest.mark.parametrize("line", [0, 3000])
