@@ -24,6 +24,7 @@ from lowtide.files.store import (
     remove_orphans,
     segments_of,
 )
+from lowtide.fleets.placement import DEFAULT_PLACEMENT, Placement
 from lowtide.queue.draining import note_drained
 from lowtide.search.indexing import enqueue
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from lowtide.events.model import Event
     from lowtide.files.index import FileSegment
     from lowtide.files.lines import ModelCounts, Problem
-    from lowtide.fleets.placement import Placement
     from lowtide.telemetry.tracing import TraceContext
 
 
@@ -118,13 +118,13 @@ WHERE line BETWEEN :first AND :last
 _QUEUE = text("""
 INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, fleet, pool)
 SELECT b.id, b.tenant_id, b.deadline, now(), now(), i.line,
-  coalesce(b.fleet, b.fleet_of_model[i.model + 1]), b.start_pool
+  coalesce(cast(:fleet AS text), (cast(:by_model AS text[]))[i.model + 1]), b.start_pool
 FROM incoming i, batches b WHERE b.id = :batch
 """)
 _COUNT_SPLIT = text("""
 UPDATE batch_fleets p SET split = p.split + n.lines FROM (
-  SELECT b.fleet_of_model[i.model + 1] AS fleet, count(*) AS lines
-  FROM incoming i, batches b WHERE b.id = :batch GROUP BY 1) n
+  SELECT (cast(:by_model AS text[]))[model + 1] AS fleet, count(*) AS lines
+  FROM incoming GROUP BY 1) n
 WHERE p.batch_id = :batch AND p.fleet = n.fleet
 """)
 _START = text("""
@@ -144,7 +144,7 @@ FROM json_to_recordset(cast(:segments AS json)) AS s (
 """)
 SEGMENT = """
 SELECT b.tenant_id, b.input_file_id, b.input_key, b.endpoint, b.traceparent, b.tracestate, s.number,
-  s.first_line, s.lines, s.index_start, s.index_end
+  s.first_line, s.lines, s.index_start, s.index_end, b.fleet, b.fleet_of_model
 FROM segments s JOIN batches b ON b.id = s.batch_id
 WHERE s.batch_id = :batch AND s.number = :number AND s.split_at IS NULL
 FOR NO KEY UPDATE OF s
@@ -178,11 +178,13 @@ class SplitTransaction:
         job: SplitJob,
         segment: Segment,
         new_id: Callable[[], UUID],
+        placement: Placement = DEFAULT_PLACEMENT,
     ) -> None:
         self._connection = connection
         self._new_id = new_id
         self.job = job
         self.segment = segment
+        self.placement = placement
 
     def copy(self, rows: Iterable[bytes]) -> None:
         """Copy the segment's rows into a temporary table; raises DamagedIndex."""
@@ -209,19 +211,19 @@ class SplitTransaction:
         """
         segments = segments_in(index.segments)
         self._store()
+        self._queue(placement)
         total = segments[-1].first_line + segments[-1].lines - 1
         parameters = {
             "batch": self.job.batch,
             "total": total,
             "model": index.model,
             "fleet": placement.fleet,
-            "by_model": list(placement.by_model) if placement.fleet is None else None,
+            "by_model": None if placement.fleet else list(placement.by_model),
         }
         if self._connection.execute(_START, parameters).rowcount != 1:
             self._connection.rollback()
             return None
         self._spread(placement)
-        self._queue()
         self._connection.execute(
             _ADD_SEGMENTS,
             {
@@ -254,7 +256,9 @@ class SplitTransaction:
         batch = {"batch": self.job.batch}
         is_open = self._connection.execute(_LOCK_OPEN, batch).one_or_none() is not None
         if is_open:
-            self._queue()
+            self._queue(self.placement)
+        if self.placement.fleet is None:
+            self._count(self.placement)
         self._connection.execute(_IS_SPLIT, batch | {"number": self.segment.number})
         return is_open
 
@@ -265,10 +269,20 @@ class SplitTransaction:
             parts = msgspec.json.encode(placement.spread).decode()
             parameters = {"batch": self.job.batch, "tenant": self.job.tenant, "parts": parts}
             self._connection.execute(_ADD_PARTS, parameters)
+            self._count(placement)
 
-    def _queue(self) -> None:
-        self._connection.execute(_QUEUE, {"batch": self.job.batch})
-        self._connection.execute(_COUNT_SPLIT, {"batch": self.job.batch})
+    def _count(self, placement: Placement) -> None:
+        """Count the requests of this segment as split, by fleet."""
+        parameters = {"batch": self.job.batch, "by_model": list(placement.by_model)}
+        self._connection.execute(_COUNT_SPLIT, parameters)
+
+    def _queue(self, placement: Placement) -> None:
+        parameters = {
+            "batch": self.job.batch,
+            "fleet": placement.fleet,
+            "by_model": list(placement.by_model),
+        }
+        self._connection.execute(_QUEUE, parameters)
         self._connection.execute(_NOTIFY, {"channel": QUEUED_CHANNEL})
 
     def _store(self) -> None:
@@ -373,7 +387,10 @@ class SplitStore:
                 segment = Segment(
                     row.number, row.first_line, row.lines, row.index_start, row.index_end
                 )
-                yield SplitTransaction(connection, _job(batch, row), segment, self._new_id)
+                placement = Placement(row.fleet, by_model=tuple(row.fleet_of_model or ()))
+                yield SplitTransaction(
+                    connection, _job(batch, row), segment, self._new_id, placement
+                )
 
     def reject(self, batch: BatchId, problems: Sequence[Problem]) -> None:
         """Fail a batch because of problems in its file."""

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from lowtide.batches import answer_store, erasure
 from lowtide.batches import store as batches_store
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, new_id
+from lowtide.core.pools import DEFAULT_FLEET
 from lowtide.files import store as files_store
 from lowtide.objects import data_keys
 from lowtide.pipeline import final_store, split_store
@@ -121,7 +122,14 @@ def test_claim_walks_its_index(loaded: World, lines: int, tenants: int) -> None:
         for row in loaded.rows("SELECT DISTINCT batch_id FROM queue LIMIT 6")
     ]
     shares = json.dumps([{"lines": lines, "lanes": lanes[n::tenants]} for n in range(tenants)])
-    nodes = plan_nodes(loaded.worker, claiming.TAKE, lease=new_id(), pool="spot", shares=shares)
+    nodes = plan_nodes(
+        loaded.worker,
+        claiming.TAKE,
+        lease=new_id(),
+        fleet=DEFAULT_FLEET,
+        pool="spot",
+        shares=shares,
+    )
     assert _scanned(nodes) == set()
     assert {"queue_claim", "requests_pkey", "batches_pkey"} <= _indexes(nodes)
     of_queue = [node for node in nodes if node.get("Relation Name") == "queue"]
@@ -134,7 +142,9 @@ def test_claim_walks_its_index(loaded: World, lines: int, tenants: int) -> None:
 
 
 def test_lane_search_probes_queue_index(loaded: World) -> None:
-    nodes = plan_nodes(loaded.worker, claiming.LANES, pool="spot", most=100, without=[])
+    nodes = plan_nodes(
+        loaded.worker, claiming.LANES, fleet=DEFAULT_FLEET, pool="spot", most=100, without=[]
+    )
     assert _scanned(nodes) == set()
     assert "queue_claim" in _indexes(nodes)
     assert "Sort" not in _kinds(nodes)
@@ -162,7 +172,7 @@ def test_settling_finds_claims_by_key(loaded: World, statement: str) -> None:
 @pytest.mark.parametrize("lines", [10, 2000])
 def test_escalation_finds_requests_by_batch(loaded: World, lines: int) -> None:
     moves = plan.given([Move(_any_batch(loaded), lines)])
-    nodes = plan_nodes(loaded.worker, plan.ESCALATE, moves=moves)
+    nodes = plan_nodes(loaded.worker, plan.ESCALATE, fleet=DEFAULT_FLEET, moves=moves)
     assert _scanned(nodes) == set()
     assert "Sort" not in _under(nodes, "LockRows")
     assert "queue_claim" in _indexes(nodes)
@@ -171,7 +181,7 @@ def test_escalation_finds_requests_by_batch(loaded: World, lines: int) -> None:
 @pytest.mark.parametrize("lines", [10, 2000])
 def test_deescalation_finds_requests_by_batch(loaded: World, lines: int) -> None:
     moves = plan.given([Move(_any_batch(loaded), lines)])
-    nodes = plan_nodes(loaded.worker, plan.GIVE_BACK, moves=moves, reason="")
+    nodes = plan_nodes(loaded.worker, plan.GIVE_BACK, fleet=DEFAULT_FLEET, moves=moves, reason="")
     assert _scanned(nodes) == set()
     assert "Sort" not in _under(nodes, "LockRows")
     assert "queue_claim" in _indexes(nodes)
@@ -187,7 +197,12 @@ def test_tick_counts_requests_by_batch(loaded: World) -> None:
 def test_drain_check_reads_single_queue_rows(loaded: World, count: int) -> None:
     ids = [row.id for row in loaded.rows("SELECT id FROM batches LIMIT :n", n=count)]
     ids[0] = _any_batch(loaded)
-    places = json.dumps([{"id": str(id_), "pool": "spot", "at": None, "line": 0} for id_ in ids])
+    places = json.dumps(
+        [
+            {"id": str(id_), "fleet": DEFAULT_FLEET, "pool": "spot", "at": None, "line": 0}
+            for id_ in ids
+        ]
+    )
     nodes = plan_nodes(loaded.worker, draining.NOTHING_QUEUED, batches=places)
     assert _scanned(nodes) == set()
     probes = [node for node in nodes if node.get("Relation Name") == "queue"]

@@ -263,7 +263,7 @@ def _claims_of_others(world: World) -> None:
         (store.EARLIER, "batches_completed"),
         (store.STARTS, "results_pkey"),
         (store.MARKS, "request_events_notes"),
-        (store.COUNTS, "claims_of_pool"),
+        (store.COUNTS, "claims_of_lane"),
     ],
     ids=["earlier", "starts", "marks", "counts"],
 )

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import event, text
 
 from lowtide.core.ids import BatchId
-from lowtide.core.pools import Depth, Pool
+from lowtide.core.pools import DEFAULT_FLEET, Depth, Pool
 from lowtide.engines.breaker import BreakerState
 from lowtide.planning.escalation import Move, OpenBatch, Plan
 from lowtide.planning.reasons import Bound
@@ -288,7 +288,7 @@ def test_concurrent_tick_plans_nothing(world: World) -> None:
             decided.set()
 
     first, second = together(lambda: world.timetable.replan(slowly), beside)
-    assert (first.escalated, second) == (3, None)
+    assert (first[DEFAULT_FLEET].escalated, second) == (3, None)
     assert world.row(batch).escalated == 3
 
 
