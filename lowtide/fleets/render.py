@@ -29,10 +29,10 @@ _HEADER: Final = f"# Written by `{WRITER}`; change fleets.yaml instead.\n"
 _API: Final = "apiVersion: kustomize.config.k8s.io/v1alpha1\nkind: Component\n"
 _FOLDER: Final = "/etc/lowtide"
 _GPU: Final = "knative/components/gpu"
-_KEYS: Final = "lowtide-engines"
+ENGINE_KEYS: Final = "lowtide-engines"
 """The Secret with the engines' API keys, by the names that the file gives them."""
 _LOCAL_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-_LABEL: Final = "lowtide.dev/fleet"
+FLEET_LABEL: Final = "lowtide.dev/fleet"
 
 # Merge patches: kind and name only fill fields, as the target selects the objects.
 _REMOVE: Final = """\
@@ -156,7 +156,7 @@ def worker_documents(root: Path, fleet: Fleet, engine: EnginePart, pool: Pool) -
     template = deployment["spec"]["template"]
     template["spec"]["containers"][0]["env"] += _environment(fleet.name, engine)
     for metadata in (deployment["metadata"], template["metadata"]):
-        metadata["labels"][_LABEL] = fleet.name
+        metadata["labels"][FLEET_LABEL] = fleet.name
     if has_engine(fleet):
         (placement,) = _documents(root / f"{_GPU}/{pool.value}.yaml")
         template["spec"] |= placement["spec"]["template"]["spec"]
@@ -181,7 +181,7 @@ def _environment(fleet: str, engine: EnginePart) -> list[Document]:
         {"name": name, "value": str(value)} for name, value in values.items() if value is not None
     ]
     if engine.api_key_env is not None:
-        reference = {"name": _KEYS, "key": engine.api_key_env}
+        reference = {"name": ENGINE_KEYS, "key": engine.api_key_env}
         variables.append(
             {"name": "LOWTIDE_ENGINE_API_KEY", "valueFrom": {"secretKeyRef": reference}}
         )
@@ -216,7 +216,7 @@ patches:
     target:
       group: apps
       kind: Deployment
-      labelSelector: {_LABEL}={fleet.name}
+      labelSelector: {FLEET_LABEL}={fleet.name}
 """
     resources = "resources:\n" + "".join(f"  - {pool.value}.yaml\n" for pool in Pool)
     return _HEADER + _API + resources + (patches if has_engine(fleet) else "")
