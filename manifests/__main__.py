@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from lowtide.local.options import BadManifest
-from manifests import bounds, check, kubectl, models, policies
+from manifests import bounds, check, fleets, kubectl, models, policies
 from manifests.overlays import KUSTOMIZATIONS, label, others, rendered
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ def main() -> int:
         print(error)
         return 1
     found = [f"{path} is stale: run python -m manifests.bounds" for path in bounds.stale()]
+    found += [
+        f"knative/fleets/{path} is stale: run lowtide fleets render --to knative/fleets"
+        for path in fleets.stale()
+    ]
     for name, documents in everything.items():
         found += [f"{name} {one}" for one in check.findings(documents)]
         for document in documents:

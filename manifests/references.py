@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from lowtide.core.durations import parse_seconds
 from lowtide.settings import unknown_variables
-from manifests import needs
+from manifests import fleets, needs
+from manifests.fleets import FLEETS
 from manifests.objects import Objects
 from manifests.overlays import label
 from manifests.pods import KNATIVE, selects
@@ -170,20 +171,15 @@ def _sink(document: Document, objects: Objects) -> Iterator[str]:
         yield f"K_SINK {sink} is not an existing Broker"
 
 
-def _settings(document: Document, objects: Objects) -> Iterator[str]:
+def _config_map(document: Document, objects: Objects) -> Iterator[str]:
     """Yield settings of the scheduler that contradict the ScaledObjects or the PingSources."""
     data: dict[str, Any] = document["data"]
+    if document["metadata"]["name"] == FLEETS:
+        return  # its file is compared with the ScaledObjects below
     if unknown := unknown_variables(data):
         yield f"unknown settings {', '.join(unknown)}"
     yield from _sink(document, objects)
-    for scaler in objects.all("ScaledObject"):
-        pool = scaler["metadata"]["name"].removeprefix("infer-").upper()
-        spec = scaler["spec"]
-        told = {
-            f"LOWTIDE_{pool}_REPLICAS": str(spec["maxReplicaCount"]),
-            f"LOWTIDE_{pool}_ROWS_PER_REPLICA": spec["triggers"][0]["metadata"]["targetQueryValue"],
-        }
-        yield from (f"{name} is not {value}" for name, value in told.items() if data[name] != value)
+    yield from fleets.findings(data, objects)
     for ping in objects.all("PingSource"):
         seconds = re.fullmatch(r"\*/(\d+)( \*){5}", ping["spec"]["schedule"])
         if seconds is None or float(seconds.group(1)) != parse_seconds(data["LOWTIDE_TICK"]):
@@ -200,5 +196,5 @@ _CHECKS: dict[str, Callable[[Document, Objects], Iterator[str]]] = {
     "HTTPRoute": _route,
     "RoleBinding": _role,
     "ResourceQuota": _quota,
-    "ConfigMap": _settings,
+    "ConfigMap": _config_map,
 }

@@ -15,6 +15,7 @@ from lowtide.cli.dead_letters import dead_letters
 from lowtide.cli.engines import engines
 from lowtide.cli.explain import explain
 from lowtide.cli.find import find
+from lowtide.cli.fleets import fleets
 from lowtide.cli.operators import keys, rewrap_keys, tenants
 from lowtide.cli.options import DataDir, Json, Key, Url
 from lowtide.cli.output import fail, print_json, print_table, say
@@ -41,6 +42,7 @@ app.add_typer(buckets, name="buckets")
 app.command()(rewrap_keys)
 app.add_typer(pools, name="pools")
 app.add_typer(engines, name="engines")
+app.add_typer(fleets, name="fleets")
 app.add_typer(dead_letters, name="dead-letters")
 app.command()(explain)
 app.command()(find)

@@ -26,9 +26,9 @@ def read_fleets(settings: Settings) -> Fleets:
     if not settings.fleets:
         return Fleets((default_fleet(settings),))
     # Functions without a file start without YAML, and without the models that validate it.
-    from lowtide.fleets.parsing import parse_file
+    from lowtide.fleets.parsing import read_file
 
-    return parse_file(Path(settings.fleets), settings)
+    return read_file(Path(settings.fleets), settings).fleets
 
 
 def default_fleet(settings: Settings) -> Fleet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ from lowtide.fleets.model import Fleet, Fleets, Share
 from lowtide.settings import AUTO, Duration, EngineKind, NumberOrAuto, at_least
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pydantic_core import ErrorDetails
@@ -158,7 +158,16 @@ class FleetsFile(_Part):
     fleets: dict[_Name, FleetPart] = Field(min_length=1, description="The fleets, by name.")
 
 
-def parse_file(path: Path, settings: Settings) -> Fleets:
+@dataclass(frozen=True, slots=True)
+class ParsedFile:
+    """A valid file: its text, what it sets by fleet, and the fleets with what it omits."""
+
+    text: str
+    parts: Mapping[str, FleetPart]
+    fleets: Fleets
+
+
+def read_file(path: Path, settings: Settings) -> ParsedFile:
     """Read a file of fleets; raises InvalidFleets."""
     try:
         text = path.read_text()
@@ -167,8 +176,8 @@ def parse_file(path: Path, settings: Settings) -> Fleets:
     return parse(text, settings, path.name)
 
 
-def parse(text: str, settings: Settings, name: str = "fleets.yaml") -> Fleets:
-    """Return the fleets of a text; raises InvalidFleets, whose lines name the file and the line."""
+def parse(text: str, settings: Settings, name: str = "fleets.yaml") -> ParsedFile:
+    """Parse the text of a file; raises InvalidFleets, whose lines name the file and the line."""
     try:
         root = yaml.compose(text, yaml.SafeLoader)
         repeated = list(_repeated_keys(root))
@@ -176,17 +185,17 @@ def parse(text: str, settings: Settings, name: str = "fleets.yaml") -> Fleets:
     except yaml.YAMLError as error:
         raise InvalidFleets([f"{name}: {error}"]) from error
     try:
-        file = FleetsFile.model_validate(data)
+        parts = FleetsFile.model_validate(data).fleets
     except ValidationError as error:
         found = [(detail["loc"], _message(detail)) for detail in error.errors(include_url=False)]
     else:
-        fleets = Fleets(tuple(_fleet(one, part, settings) for one, part in file.fleets.items()))
-        found = [(("fleets", *location), message) for location, message in problems_of(fleets)]
-        found += [(("fleets", *where), text) for where, text in _closed_endpoints(file, settings)]
+        fleets = Fleets(tuple(_fleet(name, part, settings) for name, part in parts.items()))
+        problems = (*problems_of(fleets), *_closed_endpoints(parts, settings))
+        found = [(("fleets", *location), message) for location, message in problems]
         if not found and not repeated:
-            return fleets
-    problems = [(_line(root, location), _text(location, message)) for location, message in found]
-    raise InvalidFleets([f"{name}:{line}: {text}" for line, text in sorted(problems + repeated)])
+            return ParsedFile(text, parts, fleets)
+    lines = [(_line(root, location), _text(location, message)) for location, message in found]
+    raise InvalidFleets([f"{name}:{line}: {text}" for line, text in sorted(lines + repeated)])
 
 
 def _fleet(name: str, part: FleetPart, settings: Settings) -> Fleet:
@@ -204,8 +213,10 @@ def _fleet(name: str, part: FleetPart, settings: Settings) -> Fleet:
     )
 
 
-def _closed_endpoints(file: FleetsFile, settings: Settings) -> Iterator[tuple[Location, str]]:
-    for name, part in file.fleets.items():
+def _closed_endpoints(
+    parts: Mapping[str, FleetPart], settings: Settings
+) -> Iterator[tuple[Location, str]]:
+    for name, part in parts.items():
         for position, endpoint in enumerate(part.endpoints or ()):
             if endpoint not in settings.endpoints:
                 yield (

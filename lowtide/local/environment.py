@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from lowtide.core.pools import Pool
 from lowtide.core.redaction import masked
+from lowtide.local.fleets import bound_variable, declared_fleets, shares_engines
 from lowtide.local.options import BadManifest, LocalError, StartFailed
 from lowtide.local.ports import HOST
 from lowtide.settings import PREFIX, EngineKind, Settings, unknown_variables
@@ -19,6 +20,7 @@ from lowtide.settings import PREFIX, EngineKind, Settings, unknown_variables
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lowtide.fleets.parsing import ParsedFile
     from lowtide.local import manifests as kinds
 
 
@@ -84,38 +86,55 @@ _PER_PROCESS = (
     "LOWTIDE_PORTAL_HOST",
 )
 
+_OF_FLEET = (
+    "LOWTIDE_FLEET",
+    "LOWTIDE_ENGINE",
+    "LOWTIDE_ENGINE_URL",
+    "LOWTIDE_ENGINE_API_KEY",
+    "LOWTIDE_WORKER_CONCURRENCY",
+)
+
 
 def check_user(user: Mapping[str, str]) -> None:
-    """Raise LocalError for `LOWTIDE_*` variables that no setting reads."""
+    """Raise LocalError for `LOWTIDE_*` variables that no setting reads, and for invalid fleets."""
     if unknown := unknown_variables(dict(user)):
         raise LocalError(f"Unknown setting {', '.join(unknown)}: see docs/settings.md.")
+    declared_fleets(user)
 
 
-def pool_bounds(user: Mapping[str, str]) -> dict[str, str]:
+def pool_bounds(user: Mapping[str, str], fleets: ParsedFile | None = None) -> dict[str, str]:
     """Return the max replicas of pools by variable, where the manifests' do not apply.
 
     These are the user's. With an engine behind one URL, a pool without one gets a single worker: more
     would split the engine's batch, and each is counted as a replica of its own.
     """
-    variables = [_bound(pool) for pool in Pool]
-    shared = dict.fromkeys(variables, "1") if user.get(_ENGINE) == EngineKind.OPENAI else {}
+    variables = [bound_variable(pool) for pool in Pool]
+    shares = user.get(_ENGINE) == EngineKind.OPENAI if fleets is None else shares_engines(fleets)
+    shared = dict.fromkeys(variables, "1") if shares else {}
     return shared | {name: user[name] for name in variables if name in user}
 
 
-def engine_notice(user: Mapping[str, str]) -> str:
+def engine_notice(user: Mapping[str, str], fleets: ParsedFile | None = None) -> str:
     """Return a sentence on the bounds that `pool_bounds` chose; empty if it chose none."""
-    chosen = [pool for pool in Pool if _bound(pool) in pool_bounds(user).keys() - user.keys()]
+    bounds = pool_bounds(user, fleets)
+    chosen = [pool for pool in Pool if bound_variable(pool) in bounds.keys() - user.keys()]
     if not chosen:
         return ""
     workers = " and one ".join(chosen)
+    variables = " and ".join(map(bound_variable, chosen))
+    if fleets is not None:
+        return (
+            f"at most one {workers} in a fleet that sets no max_replicas, as its workers share an "
+            f"engine; {variables} can allow more"
+        )
     url = masked(user.get(_ENGINE_URL, _DEFAULT_URL))
-    variables = " and ".join(map(_bound, chosen))
     return f"at most one {workers}, as all share the engine at {url}; {variables} can allow more"
 
 
-def _bound(pool: Pool) -> str:
-    """Return the variable of a pool's max replicas."""
-    return f"{PREFIX}{pool.value.upper()}_REPLICAS"
+def fleet_environment(container: kinds.Container, manifest: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a worker's fleet, which the user's settings do not override."""
+    own = {variable.name for variable in container.env}
+    return {name: manifest[name] for name in _OF_FLEET if name in own and name in manifest}
 
 
 def manifest_environment(

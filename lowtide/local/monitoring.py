@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import yaml
 
+from lowtide.fleets.render import FLEET_LABEL
 from lowtide.local.files import write_atomically
 from lowtide.local.options import BadManifest, MissingProgram
 from lowtide.local.ports import HOST, free_port
@@ -189,7 +190,7 @@ def targets_of(workloads: Iterable[ReplicaSet]) -> list[dict[str, Any]]:
                 # Not the address: the port changes with every start.
                 "instance": process.name,
                 "function": replicas.name,
-                **_pool(replicas.name),
+                **_lane(replicas),
             },
         }
         for replicas in workloads
@@ -206,8 +207,12 @@ def seconds(duration: str) -> float:
     return sum(int(number) * _SECONDS[unit] for number, unit in parts)
 
 
-def _pool(function: str) -> dict[str, str]:
-    return {"pool": function.removeprefix(_WORKER)} if function.startswith(_WORKER) else {}
+def _lane(replicas: ReplicaSet) -> dict[str, str]:
+    """Return the pool and the fleet of workers."""
+    if not replicas.name.startswith(_WORKER):
+        return {}
+    pool = replicas.name.removeprefix(_WORKER).partition("-")[0]
+    return {"pool": pool, "fleet": replicas.workload.labels[FLEET_LABEL]}
 
 
 def _program_path(name: str, chosen: Path | None) -> str:

@@ -94,23 +94,27 @@ def _merged_list(old: list[Any], new: list[Any], key: str, path: str) -> list[An
 
 
 def apply_operations(document: Document, operations: list[Document]) -> Document:
-    """Return the object with a JSON patch of `replace` operations applied."""
+    """Return the object with a JSON patch applied: `replace`, and `add` at the end of a list."""
     patched = copy.deepcopy(document)
     for operation in operations:
-        if operation.get("op") != "replace":
-            raise BadManifest(f"The patch operation {operation.get('op')} is not supported")
-        pointer = str(operation["path"])
+        pointer, value = str(operation["path"]), copy.deepcopy(operation.get("value"))
         keys = [key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:]]
+        append = operation.get("op") == "add" and keys[-1] == "-"
+        if not append and operation.get("op") != "replace":
+            raise BadManifest(f"The patch operation {operation.get('op')} is not supported")
         node: Any = patched
         try:
             for key in keys[:-1]:
                 node = node[int(key) if isinstance(node, list) else key]
+            if append:
+                node.append(value)
+                continue
             last = int(keys[-1]) if isinstance(node, list) else keys[-1]
             node[last]  # RFC 6902: the target of a replace must exist
-        except (KeyError, IndexError, ValueError, TypeError):
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError):
             name = f"{patched['kind']} {patched['metadata']['name']}"
-            raise BadManifest(f"{name} has no value at {pointer} to replace") from None
-        node[last] = copy.deepcopy(operation["value"])
+            raise BadManifest(f"{name} has no value at {pointer} to {operation['op']}") from None
+        node[last] = value
     return patched
 
 
@@ -221,6 +225,9 @@ def _patched(resources: list[Resource], folder: Path, patch: Document) -> list[R
         hits = [matches(target, resource.document) for resource in patched]
         if not any(hits):
             raise BadManifest(f"{path} matches no object")
+        if isinstance(patch_document, dict) and patch_document.get("$patch") == "delete":
+            patched = [one for one, hit in zip(patched, hits, strict=True) if not hit]
+            continue
         patched = [
             Resource(_apply(resource, patch_document, path), resource.origin) if hit else resource
             for resource, hit in zip(patched, hits, strict=True)

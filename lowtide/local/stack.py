@@ -6,12 +6,14 @@ import asyncio
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from lowtide.database.schema import UnknownSchema
+from lowtide.fleets.render import ENGINE_KEYS
 from lowtide.local import environment, files, state
 from lowtide.local.autoscaler import bounded
 from lowtide.local.bootstrap import addresses, bootstrap
@@ -19,6 +21,7 @@ from lowtide.local.broker import DATABASE_VARIABLE, SYNCHRONOUS_VARIABLE
 from lowtide.local.database import Cluster
 from lowtide.local.environment import postgres_credentials
 from lowtide.local.files import SUPERUSER, read_or_create
+from lowtide.local.fleets import FILE_VARIABLE, declared_fleets, engine_keys
 from lowtide.local.manifests import ConfigMap, ScaledObject
 from lowtide.local.monitoring import ALERTMANAGER, PROMETHEUS, Monitoring
 from lowtide.local.options import StartFailed, object_store_url
@@ -49,7 +52,8 @@ class Stack:
     def __init__(self, options: Options, log: Log) -> None:
         self._options = options
         self._log = log
-        self._manifests = load(options.root)
+        self._fleets = declared_fleets(os.environ)
+        self._manifests = load(options.root, self._fleets)
         self._secrets = read_or_create(options.data_dir)
         self._cluster = Cluster(options.data_dir / "postgres", self._secrets.passwords[SUPERUSER])
         self._postgres_port = free_port()
@@ -153,7 +157,7 @@ class Stack:
             processes=[process.status() for process in self._processes()],
             api_key=self._secrets.api_key,
             portal_password=self._secrets.portal_password,
-            notice=environment.engine_notice(os.environ),
+            notice=environment.engine_notice(os.environ, self._fleets),
             prometheus_url=self._monitoring.url(PROMETHEUS) if self._monitoring else "",
             alertmanager_url=self._monitoring.url(ALERTMANAGER) if self._monitoring else "",
         )
@@ -187,13 +191,16 @@ class Stack:
         by_name = {replicas.name: replicas for replicas in self._replicas}
         return [
             Scaler(
-                bounded(scaler, environment.pool_bounds(os.environ)),
+                bounded(scaler, self._bounds()),
                 connection_of(scaler, self._manifests, self._secret_values),
                 by_name[scaler.spec.scale_target_ref.name],
                 self._log,
             )
             for scaler in self._manifests.all(ScaledObject)
         ]
+
+    def _bounds(self) -> dict[str, str]:
+        return environment.pool_bounds(os.environ, self._fleets)
 
     def _listener(self, scalers: list[Scaler]) -> QueueListener:
         def ask() -> None:
@@ -221,6 +228,7 @@ class Stack:
                 "portal-secret": self._secrets.portal_secret,
                 "portal-password-hash": hash_password(self._secrets.portal_password),
             },
+            ENGINE_KEYS: {} if self._fleets is None else engine_keys(self._fleets, os.environ),
         }
 
     def _process(
@@ -307,6 +315,10 @@ class Stack:
         manifest = environment.manifest_environment(
             container, self._config_maps, self._secret_values
         )
+        fixed |= environment.fleet_environment(container, manifest)
+        if self._fleets is not None:
+            # Processes run in another directory.
+            fixed[FILE_VARIABLE] = str(Path(os.environ[FILE_VARIABLE]).resolve())
         if "K_SINK" in manifest:
             fixed["K_SINK"] = f"http://{HOST}:{self._via('broker', self._broker_port)}/"
         if workload.ready_path is None:
@@ -332,7 +344,7 @@ class Stack:
             "LOWTIDE_COLD_START": _COLD_START_SECONDS,
             "LOWTIDE_WORKER_GRACE": f"{workload.grace * 0.8:g}",
             "NICEGUI_STORAGE_PATH": str(self._options.data_dir / "portal"),
-            **environment.pool_bounds(os.environ),
+            **self._bounds(),
             **(self._monitoring.settings if self._monitoring else {}),
         }
 

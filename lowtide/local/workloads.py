@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from lowtide.core.pools import Pool
 from lowtide.local import manifests as kinds
+from lowtide.local.fleets import worker_objects
 from lowtide.local.options import BadManifest
-from lowtide.local.rendering import render
+from lowtide.local.rendering import Resource, render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from lowtide.fleets.parsing import ParsedFile
+
 
 OVERLAY = "knative/overlays/dev"
+FLEETS = "knative/fleets"
+_WORKERS = frozenset(f"infer-{pool.value}" for pool in Pool)
 
 _KINDS: dict[tuple[str, str], type[kinds.Part]] = {
     ("serving.knative.dev/v1", "Service"): kinds.KnativeService,
@@ -44,13 +50,18 @@ class Manifests:
         return [item for item in self._objects if isinstance(item, kind)]
 
 
-def load(root: Path) -> Manifests:
+def load(root: Path, fleets: ParsedFile | None = None) -> Manifests:
     """Render the development overlay and read its objects; other kinds are skipped.
 
-    Raises BadManifest, naming the file and the field.
+    Workers of declared fleets replace those of the default one. Raises BadManifest, naming the file
+    and the field.
     """
+    resources = render(root / OVERLAY)
+    if fleets is not None:
+        resources = [one for one in resources if one.document["metadata"]["name"] not in _WORKERS]
+        resources += [Resource(one, root / FLEETS) for one in worker_objects(root, fleets)]
     objects: list[kinds.Part] = []
-    for resource in render(root / OVERLAY):
+    for resource in resources:
         document = resource.document
         kind = _KINDS.get((document.get("apiVersion", ""), document["kind"]))
         if kind is None:

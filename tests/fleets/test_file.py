@@ -42,7 +42,7 @@ fleets:
 
 def test_file_is_read_with_defaults_of_the_settings() -> None:
     settings = Settings(dedicated_price=5, cold_start=60, engine=EngineKind.NOOP, spot_replicas=6)
-    fleets = parse(TWO, settings)
+    fleets = parse(TWO, settings).fleets
     dedicated = PoolSpec(0, 3, 5.0, 10, 60.0, 2.0)
     assert fleets.names == ("any", "large")
     assert fleets.get("large") == Fleet(
@@ -81,7 +81,7 @@ def test_without_a_file_one_fleet_serves_any_model_with_the_settings() -> None:
 
 def test_auto_concurrency_overrides_the_setting() -> None:
     text = "fleets: {a: {models: [x], engine: {concurrency: auto}}, b: {models: [y]}}"
-    fleets = parse(text, Settings(worker_concurrency=12))
+    fleets = parse(text, Settings(worker_concurrency=12)).fleets
     assert [fleet.engine.concurrency for fleet in fleets] == [None, 12]
 
 
@@ -112,9 +112,9 @@ def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_example_and_documented_file_are_valid() -> None:
     example = (ROOT / "knative/fleets/fleets.yaml").read_text()
-    assert parse(example, Settings()).names == ("embeddings", "llama-70b", "qwen-8b")
+    assert parse(example, Settings()).fleets.names == ("embeddings", "llama-70b", "qwen-8b")
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/fleets.md").read_text(), re.DOTALL)
-    assert parse(block, Settings()).names == ("cpu", "qwen-8b")
+    assert parse(block, Settings()).fleets.names == ("cpu", "qwen-8b")
 
 
 A = "fleets:\n  a:\n    models: [x]\n"
@@ -202,7 +202,7 @@ def test_fallback_may_list_the_models_that_it_stands_in_for(models: str, route: 
     """Only the fleet that falls back is routed to."""
     fleets: Fleets = parse(
         "fleets:\n  a: {models: [x], fallback: b}\n  b: {models: " + models + "}", Settings()
-    )
+    ).fleets
     found = fleets.route("x")
     assert found is not None
     assert found.name == route

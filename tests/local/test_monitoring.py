@@ -86,7 +86,8 @@ def test_targets_have_the_labels_of_pods() -> None:
         return SimpleNamespace(name=name, state=state, launch=launch)
 
     spot = SimpleNamespace(
-        name="infer-spot",
+        name="infer-spot-large",
+        workload=SimpleNamespace(labels={"lowtide.dev/fleet": "large"}),
         processes=[
             process("infer-spot-1", State.READY, 7),
             process("infer-spot-2", State.STOPPING, 8),
@@ -103,7 +104,7 @@ def test_targets_have_the_labels_of_pods() -> None:
     ]
     assert targets[0]["labels"] == {
         "namespace": "local", "pod": "infer-spot-1", "instance": "infer-spot-1",
-        "function": "infer-spot", "pool": "spot",
+        "function": "infer-spot-large", "pool": "spot", "fleet": "large",
     }  # fmt: skip
     assert "pool" not in targets[2]["labels"]
 

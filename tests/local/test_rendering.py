@@ -79,6 +79,26 @@ def test_json_patch_applies_to_its_target(
     assert document["spec"]["template"]["spec"]["containers"][0]["image"] == "new"
 
 
+def test_json_patch_appends_to_a_list(tmp_path: Path) -> None:
+    patch = "[{op: add, path: /spec/template/spec/containers/-, value: {name: new}}]"
+    target = {"kind": "Deployment"}
+    document = build(tmp_path, {"patches": [{"path": "p.yaml", "target": target}]}, p=patch)
+    names = [one["name"] for one in document["spec"]["template"]["spec"]["containers"]]
+    assert names == ["c", "new"]
+
+
+def test_delete_patch_removes_its_targets_only(tmp_path: Path) -> None:
+    patch = "{apiVersion: v1, kind: Any, metadata: {name: any}, $patch: delete}"
+    (tmp_path / "a.yaml").write_text(
+        f"{DEPLOYMENT}\n---\n{DEPLOYMENT.replace('name: a', 'name: aa')}"
+    )
+    (tmp_path / "p.yaml").write_text(patch)
+    (tmp_path / "kustomization.yaml").write_text(
+        "resources: [a.yaml]\npatches: [{path: p.yaml, target: {name: a}}]\n"
+    )
+    assert [one.document["metadata"]["name"] for one in render(tmp_path)] == ["aa"]
+
+
 @pytest.mark.parametrize(
     ("image", "name"),
     [
@@ -111,6 +131,11 @@ def test_images_are_renamed(tmp_path: Path, image: dict[str, str], name: str) ->
             "[{op: replace, path: /spec/x/y, value: 1}]",
             "no value at /spec/x/y",
         ),
+        (
+            {"patches": [{"path": "p.yaml", "target": {"kind": "Deployment"}}]},
+            "[{op: add, path: /spec/template/-, value: 1}]",
+            "no value at /spec/template/- to add",
+        ),
         ({"patches": [{"path": "p.yaml"}]}, "[{op: replace}]", "needs a target"),
         (
             {"patches": [{"path": "p.yaml"}]},
@@ -123,7 +148,18 @@ def test_images_are_renamed(tmp_path: Path, image: dict[str, str], name: str) ->
             "target with version",
         ),
     ],
-    ids=["field", "file", "twice", "inline", "add", "no-path", "target", "directive", "version"],
+    ids=[
+        "field",
+        "file",
+        "twice",
+        "inline",
+        "add",
+        "no-path",
+        "no-list",
+        "target",
+        "directive",
+        "version",
+    ],
 )
 def test_unsupported_kustomization_is_refused(
     tmp_path: Path, kustomization: dict[str, Any], patch: str, message: str

@@ -74,9 +74,9 @@ def test_overlay_queries_differ_from_base_in_limits_only() -> None:
 
 
 def test_stale_bound_is_reported_and_rewritten(tmp_path: Path) -> None:
-    for name in ("keda", *(f"knative/overlays/{one}" for one in bounds.SCALED)):
+    for name in ("keda", "knative/base", *(f"knative/overlays/{one}" for one in bounds.SCALED)):
         (tmp_path / name).mkdir(parents=True)
-        for path in (ROOT / name).glob("*.yaml"):
+        for path in (ROOT / name).glob("*.*"):
             (tmp_path / name / path.name).write_text(path.read_text())
     config = tmp_path / "knative/overlays/prod/config.yaml"
     config.write_text(config.read_text().replace('"50"', '"60"'))
@@ -84,6 +84,11 @@ def test_stale_bound_is_reported_and_rewritten(tmp_path: Path) -> None:
     bounds.write(tmp_path)
     assert bounds.stale(tmp_path) == []
     assert "LIMIT 300)" in (tmp_path / "knative/overlays/prod/scale-spot.yaml").read_text()
+    template = tmp_path / "keda/scaled-object.tmpl"
+    template.write_text(template.read_text().replace("least(count(*), 1)", "least(count(*), 2)"))
+    assert bounds.stale(tmp_path)[:2] == ["keda/infer-spot.yaml", "keda/infer-dedicated.yaml"]
+    bounds.write(tmp_path)
+    assert bounds.stale(tmp_path) == []
 
 
 def _at(document: Document, *path: str | int) -> Any:
@@ -219,7 +224,7 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
         "ScaledObject/infer-spot", lambda d: d["spec"]["fallback"].update(replicas=0), "fallback"
     ),
     "keda: a maximum above the scheduler's": (
-        "ScaledObject/infer-spot", lambda d: d["spec"].update(maxReplicaCount=51), "is not 51"
+        "ScaledObject/infer-spot", lambda d: d["spec"].update(maxReplicaCount=51), "but 51 in ScaledObject infer-spot"
     ),
     "keda: fixed replicas": (
         "Deployment/infer-spot", lambda d: d["spec"].update(replicas=3), "override KEDA"
