@@ -126,7 +126,7 @@ ORDER BY d.batch_id, d.line
 """  # noqa: S608
 _PLACES = text(PLACES)
 _SOURCES = text("""
-SELECT id, user_id, input_key, endpoint, completion_window, metadata, output_expires_after,
+SELECT id, user_id, input_key, endpoint, completion_window, metadata, output_expires_after, fleet,
   EXISTS (SELECT 1 FROM files WHERE files.id = batches.input_file_id) AS has_input
 FROM batches WHERE tenant_id = :tenant AND id = ANY(:batches)
 """)
