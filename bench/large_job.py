@@ -131,7 +131,7 @@ class Stack:
         """
         if apart:
             for pool in Pool:
-                pause_pool(pool, self.folder)
+                pause_pool(pool, data_dir=self.folder)
         ids = [
             self.client.batches.create(
                 input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
@@ -143,7 +143,7 @@ class Stack:
             while self._row(TO_SPLIT, named)[0]:
                 time.sleep(0.1)
             for pool in Pool:
-                resume_pool(pool, self.folder)
+                resume_pool(pool, data_dir=self.folder)
         for batch in ids:
             while (state := self.client.batches.retrieve(batch)).status not in FINAL_STATUSES:
                 time.sleep(0.2)

@@ -240,6 +240,7 @@ class App:
     def scheduler(self) -> Scheduler:
         """The scheduler, which runs ticks."""
         from lowtide.batches.erasure import Eraser
+        from lowtide.fleets.store import FleetStore
         from lowtide.queue.rates import RateStore
         from lowtide.retention.partitions import PartitionStore
         from lowtide.retention.service import Retention, RetentionRules
@@ -276,6 +277,7 @@ class App:
             self.objects,
             self.publisher,
             rules,
+            lambda: FleetStore(self.database).mirror(fleets(settings)),
         )
 
     @cached_property

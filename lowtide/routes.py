@@ -47,7 +47,7 @@ def ready(app: App) -> Response:
 
 
 def list_models(call: Call) -> Response:
-    """`GET /v1/models`: the models that engines serve or the tenant's batches named."""
+    """`GET /v1/models`: the models of all fleets, also of those that run no worker now."""
     return json_response(types.ModelPage(_models(call)))
 
 
@@ -94,8 +94,12 @@ def usage_object(usage: TenantUsage) -> types.TenantUsage:
 
 def _models(call: Call) -> list[types.Model]:
     return [
-        types.Model(id=name, created=int(since.timestamp()))
-        for name, since in call.services.models.names(call.tenant)
+        types.Model(
+            id=model.name,
+            created=int(model.since.timestamp()),
+            x_lowtide=types.ModelState(fleet=model.fleet, workers=model.workers),
+        )
+        for model in call.services.models.known(call.tenant, call.services.fleets)
     ]
 
 

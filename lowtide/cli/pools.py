@@ -9,7 +9,7 @@ import typer
 from lowtide.cli.options import DataDir, Json
 from lowtide.cli.output import moment, print_json, print_table, say
 from lowtide.cli.stack import operating
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.tenants.sign_in import Principal, Role
 
 if TYPE_CHECKING:
@@ -19,36 +19,46 @@ if TYPE_CHECKING:
 pools = typer.Typer(no_args_is_help=True, help="List, pause and resume worker pools.")
 
 Name = Annotated[Pool, typer.Argument(help="Name of the pool.")]
+OfFleet = Annotated[str, typer.Option("--fleet", help="Fleet of the pool.")]
 
 
 @pools.command("list")
 def list_pools(data_dir: DataDir = None, as_json: Json = False) -> None:
-    """Show each pool's queued and running requests, workers and pause."""
+    """Show the queued and running requests, workers and pause of each fleet's pools."""
     with operating(data_dir) as operator:
         standings = operator.app.pools.standings()
     if as_json:
         print_json([_pool_json(standing) for standing in standings])
         return
     print_table(
-        ("pool", "queued", "running", "workers", "paused"),
+        ("fleet", "pool", "queued", "running", "workers", "paused"),
         [
-            (each.pool, each.queued, each.running, each.workers, each.pause and _since(each.pause))
+            (
+                each.fleet,
+                each.pool,
+                each.queued,
+                each.running,
+                each.workers,
+                each.pause and _since(each.pause),
+            )
             for each in standings
         ],
     )
 
 
 @pools.command("pause")
-def pause_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
+def pause_pool(
+    pool: Name, fleet: OfFleet = DEFAULT_FLEET, data_dir: DataDir = None, as_json: Json = False
+) -> None:
     """Pause a pool: its workers finish their running requests and claim no more."""
     with operating(data_dir) as operator:
         service, principal = operator.app.pools, Principal(operator.actor, Role.OPERATOR)
-        effect = service.effect(principal, pool)
-        pause = service.pause(principal, pool)
+        effect = service.effect(principal, pool, fleet)
+        pause = service.pause(principal, pool, fleet)
     if as_json:
-        print_json({"pool": pool.value, "paused": _pause_json(pause)})
+        print_json({"fleet": fleet, "pool": pool.value, "paused": _pause_json(pause)})
         return
-    say(f"Paused {pool} {_since(pause)}.")
+    say(f"Paused {_name(pool, fleet)} {_since(pause)}.")
     say(f"{effect.queued:,} requests queued, {effect.running:,} still running.")
     if effect.stops_all:
         say("The other pool is paused too: no requests run until a pool is resumed.")
@@ -57,15 +67,23 @@ def pause_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> N
 
 
 @pools.command("resume")
-def resume_pool(pool: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
+def resume_pool(
+    pool: Name, fleet: OfFleet = DEFAULT_FLEET, data_dir: DataDir = None, as_json: Json = False
+) -> None:
     """Resume a pool."""
     with operating(data_dir) as operator:
-        pause = operator.app.pools.resume(Principal(operator.actor, Role.OPERATOR), pool)
+        pause = operator.app.pools.resume(Principal(operator.actor, Role.OPERATOR), pool, fleet)
     if as_json:
-        print_json({"pool": pool.value, "paused": None, "was_paused": _pause_json(pause)})
+        place = {"fleet": fleet, "pool": pool.value}
+        print_json(place | {"paused": None, "was_paused": _pause_json(pause)})
         return
     text = "was not paused" if pause is None else f"resumed; it was paused {_since(pause)}"
-    say(f"{pool.capitalize()} {text}.")
+    name = _name(pool, fleet)
+    say(f"{name[0].upper()}{name[1:]} {text}.")
+
+
+def _name(pool: Pool, fleet: str) -> str:
+    return pool.value if fleet == DEFAULT_FLEET else f"{pool} of {fleet}"
 
 
 def _since(pause: PoolPause) -> str:
@@ -78,6 +96,7 @@ def _pause_json(pause: PoolPause | None) -> dict[str, object] | None:
 
 def _pool_json(standing: PoolState) -> dict[str, object]:
     return {
+        "fleet": standing.fleet,
         "pool": standing.pool.value,
         "queued": standing.queued,
         "running": standing.running,

@@ -446,11 +446,19 @@ class Explanation(msgspec.Struct, kw_only=True):
     object: Literal["batch.explanation"] = "batch.explanation"
 
 
+class ModelState(msgspec.Struct, kw_only=True):
+    """The fleet that runs a model, and the number of its workers whose engine is available."""
+
+    fleet: str
+    workers: int
+
+
 class Model(msgspec.Struct, kw_only=True):
-    """A model that a worker's engine serves or served."""
+    """A model that can be requested; with no worker now, its first request starts one."""
 
     id: str
     created: Seconds
+    x_lowtide: ModelState
     owned_by: str = "lowtide"
     object: Literal["model"] = "model"
 

@@ -314,6 +314,7 @@ def _claims(row: Any) -> list[Claim]:
             row.due_in,
             row.model,
             data_key,
+            row.model is None,
         )
         for numbers in _decode(row.lines)
     ]

@@ -22,8 +22,9 @@ class Claim:
 
     `checksum` verifies its bytes; a request split before checksums were kept has none. `waited` is
     the seconds since it was first queued, `due_in` those until its deadline; `trace` is the context
-    that the batch's work continues, `model` the model of all the batch's requests. With a `data_key`
-    no text of it may be written in plain.
+    that the batch's work continues, `model` the model of all the batch's requests. A `mixed` batch
+    has several, or none: claims cannot leave out some of its requests, and each has the model of its
+    own body once that is loaded. With a `data_key` no text of it may be written in plain.
     """
 
     batch: BatchId
@@ -41,6 +42,7 @@ class Claim:
     due_in: float = math.inf
     model: str | None = None
     data_key: DataKeyId | None = None
+    mixed: bool = False
 
     def proves(self, line: bytes) -> bool:
         """Return whether the bytes match the upload, as far as is known."""

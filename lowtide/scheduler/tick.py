@@ -19,7 +19,7 @@ from lowtide.queue.metrics import buried, interrupted, judged
 from lowtide.scheduler.samples import PoolLevel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from lowtide.batches.erasure import Eraser
     from lowtide.core.ids import BatchId
@@ -105,7 +105,10 @@ class Scheduler:
         objects: ObjectStore,
         publisher: Publisher,
         rules: TickRules,
+        mirror: Callable[[], None],
     ) -> None:
+        self._mirror = mirror
+        self._is_mirrored = False
         self._sweeps = sweeps
         self._plans = plans
         self._rates = rates
@@ -119,6 +122,7 @@ class Scheduler:
 
     def tick(self) -> TickReport:
         """Run one tick. Idempotent; concurrent ticks do no harm."""
+        self._mirror_fleets()
         # First, since events of requests need the partitions of their batches.
         with _failure_logged_as("partitions.not_made"):
             self._retention.make_partitions()
@@ -156,6 +160,12 @@ class Scheduler:
         self._end_data()
         _log_report(report)
         return report
+
+    def _mirror_fleets(self) -> None:
+        """Record the declared fleets, once in the life of a process."""
+        if not self._is_mirrored:
+            self._mirror()
+            self._is_mirrored = True
 
     def _end_data(self) -> None:
         with _failure_logged_as("tallies.not_folded"):

@@ -190,7 +190,9 @@ class EngineWatch:
                     ambiguous=is_ambiguous(outcome),
                 )
             )
-        return Verdict(fault, at_once=lacks_named_model or not self._answers_others)
+        # The next claims leave out a model that is missing, but not a part of a mixed batch.
+        is_left_out = lacks_named_model and not claim.mixed
+        return Verdict(fault, at_once=is_left_out or not self._answers_others)
 
     def found_nothing(self) -> bool:
         """Record an empty claim; return whether to claim again immediately, for the canary.

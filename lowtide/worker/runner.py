@@ -13,6 +13,7 @@ from lowtide.core.pools import Pool
 from lowtide.engines.attribution import Fault
 from lowtide.engines.model import EngineRequest
 from lowtide.engines.outcomes import is_success
+from lowtide.files.syntax import decode_any_model, text_of
 from lowtide.queue.claims import Returned
 from lowtide.telemetry.tracing import UNTRACED
 from lowtide.worker.engine_watch import SUCCESS
@@ -43,7 +44,7 @@ class _Set:
     """A claimed set: its requests by key, its spans, and its start."""
 
     def __init__(self, claims: Mapping[int, Claim], share: float, spans: SetSpans) -> None:
-        self.claims = claims
+        self.claims = dict(claims)
         self.share = share
         self.spans = spans
         self.started = monotonic()
@@ -165,6 +166,7 @@ class Runner:
             loaded = await self._loader.load(part)
             self._prefetch.loaded(monotonic() - work.started)
             self._add_settled(loaded.settled, work.spans)
+            work.claims |= _with_models(work.claims, loaded.bodies)
             groups = self._engine.run(self._requests(loaded.bodies, work))
             # The engine frees each body when its request ends: no other reference may remain.
             del loaded
@@ -246,6 +248,15 @@ class Runner:
 def _to_be_sealed(claim: Claim, settled: Finished | Returned) -> Finished | Returned:
     """Mark what the engine said to a request with zero retention, so that it is encrypted."""
     return settled if claim.data_key is None else replace(settled, data_key=claim.data_key)
+
+
+def _with_models(claims: Mapping[int, Claim], bodies: Mapping[int, bytes]) -> dict[int, Claim]:
+    """Return the claims of mixed batches among those of `bodies`, each with its own model."""
+    return {
+        key: replace(claims[key], model=text_of(decode_any_model(body).model))
+        for key, body in bodies.items()
+        if claims[key].mixed
+    }
 
 
 def _unrun(claim: Claim) -> Returned:

@@ -88,9 +88,9 @@ def _fill(world: World, batch: BatchId) -> None:
 def _contents(world: World) -> dict[str, list[Any]]:
     names = (*PARTITIONED, "queue", "tallies", "request_states")
     return {
-        name: world.rows(f"SELECT (to_jsonb(t) - 'fleet')::text FROM {name} t ORDER BY 1")
+        name: world.rows(f"SELECT (to_jsonb(t) - 'fleet')::text FROM {name} t ORDER BY 1")  # noqa: S608
         for name in names
-    }  # noqa: S608
+    }
 
 
 def _files(world: World, tables: tuple[str, ...]) -> set[int]:

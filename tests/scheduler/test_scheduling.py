@@ -11,6 +11,7 @@ from lowtide.batches.erasure import Eraser
 from lowtide.core.errors import Unavailable
 from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.events.model import EventType
+from lowtide.fleets.store import FleetStore
 from lowtide.objects.store import ObstoreObjects
 from lowtide.planning.demand import Capacity, PoolScale, RateSample
 from lowtide.queue.rates import RateStore
@@ -20,6 +21,7 @@ from lowtide.retention.store import RetentionStore
 from lowtide.scheduler.samples import SampleRecorder
 from lowtide.scheduler.tick import FleetRules, Scheduler, TickRules
 from lowtide.search.indexing import SearchIndexer
+from tests.fleets.single import SINGLE
 from tests.queue.test_scaler_queries import keda_replicas
 from tests.scheduler.test_pools_store import pause_store
 from tests.tenants.test_audit_retention import AUDITED
@@ -66,6 +68,7 @@ def _scheduler(
         store or ObstoreObjects("memory://"),
         publisher,
         rules,
+        lambda: FleetStore(world.worker).mirror(SINGLE),
     )
 
 

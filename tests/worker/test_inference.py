@@ -21,6 +21,7 @@ from lowtide.telemetry.tracing import ScopedSpan, Untraced
 from lowtide.worker import inputs, lease, results
 from lowtide.worker.results import FlushRules
 from lowtide.worker.spans import SetSpans
+from tests.fleets.single import SINGLE
 from tests.worker.workers import Bench, ScriptedEngine, good, input_store, until, work_during
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ def test_worker_records_models_of_its_engine(world: World) -> None:
     models = ModelCatalog(world.api)
 
     async def recorded(_: Bench) -> None:
-        await until(lambda: models.names(DEFAULT_TENANT))
+        await until(lambda: models.known(DEFAULT_TENANT, SINGLE))
 
     _work(bench, recorded)
-    assert [name for name, _ in models.names(DEFAULT_TENANT)] == ["model-a", "model-b"]
+    assert [model.name for model in models.known(DEFAULT_TENANT, SINGLE)] == ["model-a", "model-b"]
 
 
 def test_worker_claims_up_to_concurrency_and_prefetch(world: World) -> None:
