@@ -58,9 +58,7 @@ def test_several_fleets_run_a_mixed_file() -> None:
         pytest.param(tuple((f"m{n}", 1) for n in range(12)), "'m9' and 2 more", id="many"),
     ],
 )
-def test_unserved_models_are_named(
-    models: tuple[tuple[str | None, int], ...], named: str
-) -> None:
+def test_unserved_models_are_named(models: tuple[tuple[str | None, int], ...], named: str) -> None:
     with pytest.raises(InvalidRequest, match=named) as refused:
         place(FLEETS, models, CHAT)
     assert (refused.value.code, refused.value.param) == ("model_not_found", "input_file_id")
