@@ -254,7 +254,7 @@ class App:
         settings = self.settings
         rules = TickRules(
             fleets={
-                fleet.name: FleetRules(capacity(settings, fleet), scales(fleet))
+                fleet.name: FleetRules(capacity(settings, fleet), scales(fleet), fleet.fallback)
                 for fleet in fleets(settings)
             },
             cancel_grace=settings.cancel_grace,

@@ -22,6 +22,7 @@ class Reason(StrEnum):
     POOL_PAUSED = "pool_paused"
     ENGINE_AWAY = "engine_away"
     NO_DEDICATED = "no_dedicated"
+    FALLBACK = "fallback"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ _WORDS: Final = {
     Reason.POOL_PAUSED: "The dedicated pool is paused",
     Reason.ENGINE_AWAY: "No dedicated worker has an engine",
     Reason.NO_DEDICATED: "No dedicated workers are configured",
+    Reason.FALLBACK: "Another fleet can still hold the deadline",
 }
 
 

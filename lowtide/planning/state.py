@@ -146,6 +146,8 @@ class PlanResult:
 
     `before` holds the requests that waited and ran in each pool at the decision, `paused` the
     paused pools, `stranded` the number of workers in pools whose engines were all unavailable.
+    `fell_back` requests went to another fleet: `left` by the pool that they waited for; `joined` ones
+    came from others, to dedicated.
     """
 
     plan: Plan
@@ -155,14 +157,19 @@ class PlanResult:
     escalated: int = 0
     revoked: int = 0
     returned: int = 0
+    fell_back: int = 0
+    left: Mapping[Pool, int] = field(default_factory=dict)
+    joined: int = 0
 
     @property
     def waiting(self) -> dict[Pool, int]:
         """The requests that wait in each pool now."""
         moved = self.escalated - self.returned
+        spot = self.before[Pool.SPOT].queued - moved
+        dedicated = self.before[Pool.DEDICATED].queued + moved + self.revoked
         return {
-            Pool.SPOT: self.before[Pool.SPOT].queued - moved,
-            Pool.DEDICATED: self.before[Pool.DEDICATED].queued + moved + self.revoked,
+            Pool.SPOT: spot - self.left.get(Pool.SPOT, 0),
+            Pool.DEDICATED: dedicated - self.left.get(Pool.DEDICATED, 0) + self.joined,
         }
 
     @property

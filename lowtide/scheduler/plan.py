@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.planning.escalation import Move, Plan
+    from lowtide.planning.fallback import FleetMove
 
 
 _GIVEN = """json_to_recordset(cast(:moves AS json))
@@ -125,6 +127,68 @@ WITH moved AS (
 {_TALLY_ESCALATED}"""  # noqa: S608 - a constant of ours
 _ESCALATE_REVOKED = text(ESCALATE_REVOKED)
 
+# From the end of the lane, what waits for spot first; all of it waits for dedicated then, which gives
+# back what its own spot pool can run in time.
+FALL_BACK = """
+WITH given AS (
+  SELECT * FROM json_to_recordset(cast(:moves AS json)) AS g (batch uuid, lines integer)
+), of_spot AS MATERIALIZED (
+  SELECT g.batch, waiting.place FROM given g CROSS JOIN LATERAL (
+    SELECT q.ctid AS place FROM queue q
+    WHERE q.fleet = :source AND q.pool = 'spot' AND q.batch_id = g.batch
+    ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting
+), remaining AS (
+  SELECT g.batch, g.lines - count(s.batch) AS lines
+  FROM given g LEFT JOIN of_spot s ON s.batch = g.batch GROUP BY g.batch, g.lines
+), of_dedicated AS MATERIALIZED (
+  SELECT g.batch, waiting.place FROM remaining g CROSS JOIN LATERAL (
+    SELECT q.ctid AS place FROM queue q
+    WHERE q.fleet = :source AND q.pool = 'dedicated' AND q.batch_id = g.batch
+    ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting
+), moved AS (
+  UPDATE queue SET fleet = :target, pool = 'dedicated', escalated = true,
+    available_at = greatest(available_at, statement_timestamp())
+  WHERE ctid = ANY(ARRAY(SELECT place FROM of_spot UNION ALL SELECT place FROM of_dedicated))
+)
+SELECT batch, count(*) AS lines, count(*) FILTER (WHERE spot) AS spot FROM (
+  SELECT batch, true AS spot FROM of_spot UNION ALL SELECT batch, false FROM of_dedicated) found
+GROUP BY batch ORDER BY batch
+"""
+_FALL_BACK = text(FALL_BACK)
+# A batch of one fleet becomes one of several. Only a batch that is split: the requests of its other
+# segments would not know their fleet.
+_SPREAD = text("""
+WITH single AS (
+  SELECT id, tenant_id, fleet, model, total FROM batches
+  WHERE id = ANY(cast(:batches AS uuid[])) AND fleet IS NOT NULL ORDER BY id FOR NO KEY UPDATE
+), spread AS (
+  UPDATE batches b SET fleet = NULL, fleet_of_model = ARRAY[s.fleet] FROM single s WHERE b.id = s.id
+)
+INSERT INTO batch_fleets (batch_id, tenant_id, fleet, model, lines, split)
+SELECT id, tenant_id, fleet, model, total, total FROM single
+""")
+_MOVE_PARTS = text("""
+WITH moved AS (
+  SELECT * FROM json_to_recordset(cast(:moved AS json)) AS g (batch uuid, lines integer)
+), source AS (
+  UPDATE batch_fleets p SET lines = p.lines - m.lines, split = p.split - m.lines
+  FROM moved m WHERE p.batch_id = m.batch AND p.fleet = :source
+  RETURNING m.batch, m.lines, p.tenant_id, p.model
+), noted AS (
+  INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, reason, detail)
+  SELECT tenant_id, batch, lines, 'escalated', 'dedicated', 'fallback', :target FROM source
+), counted AS (
+  INSERT INTO tallies AS t (batch_id, fleet, pool, lease_id, tenant_id, escalated)
+  SELECT batch, :target, 'dedicated', lease_of_fleet(:target), tenant_id, lines FROM source
+  ORDER BY batch
+  ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
+)
+INSERT INTO batch_fleets AS p (batch_id, tenant_id, fleet, model, lines, split)
+SELECT batch, tenant_id, :target, model, lines, lines FROM source
+ON CONFLICT (batch_id, fleet) DO UPDATE SET lines = p.lines + excluded.lines,
+  split = p.split + excluded.split, model = CASE WHEN p.model = excluded.model THEN p.model END
+""")
+
 
 def escalate(connection: Connection, fleet: str, moves: Sequence[Move]) -> int:
     """Move waiting requests to the fleet's dedicated pool; return how many."""
@@ -154,6 +218,20 @@ def revoke(connection: Connection, fleet: str, moves: Sequence[Move]) -> tuple[i
     parameters = {"fleet": fleet, "lines": msgspec.json.encode(lines).decode()}
     connection.execute(_ESCALATE_REVOKED, parameters)
     return len(rows), ending
+
+
+def move_to_fleet(
+    connection: Connection, source: str, target: str, moves: Sequence[FleetMove]
+) -> tuple[int, int]:
+    """Move waiting requests to another fleet; return how many, and how many waited for spot."""
+    batches = [move.batch for move in moves]
+    connection.execute(_SPREAD, {"batches": batches})
+    places = {"source": source, "target": target}
+    encoded = msgspec.json.encode(moves).decode()
+    rows = connection.execute(_FALL_BACK, {"moves": encoded, **places}).all()
+    moved = [{"batch": row.batch, "lines": row.lines} for row in rows]
+    connection.execute(_MOVE_PARTS, {"moved": msgspec.json.encode(moved).decode(), **places})
+    return sum(row.lines for row in rows), sum(row.spot for row in rows)
 
 
 def given(moves: Sequence[Move]) -> str:
@@ -246,7 +324,13 @@ class PlanStore:
         self._engine = engine
         self._new_id = new_id
 
-    def replan(self, decide: Callable[[SchedulerState], Plan]) -> dict[str, PlanResult] | None:
+    def replan(
+        self,
+        decide: Callable[[SchedulerState], Plan],
+        fall_back: Callable[
+            [Mapping[str, SchedulerState], Mapping[str, Plan]], Sequence[FleetMove]
+        ] = lambda _states, _plans: (),
+    ) -> dict[str, PlanResult] | None:
         """Read the state of each fleet, decide, and move requests; None while another tick does so.
 
         Returns the results by fleet.
@@ -260,6 +344,7 @@ class PlanStore:
                 fleet: self._apply(connection, plan, states[fleet]) for fleet, plan in plans.items()
             }
             _want(connection, states, plans)
+            self._fall_back(connection, fall_back(states, plans), replanned)
         self._mark_at_risk(plans.values())
         return replanned
 
@@ -278,6 +363,21 @@ class PlanStore:
             revoked=revoked,
             returned=returned,
         )
+
+    @staticmethod
+    def _fall_back(
+        connection: Connection, moves: Sequence[FleetMove], results: dict[str, PlanResult]
+    ) -> None:
+        """Move requests between fleets, which their plans follow at the next tick."""
+        ways: dict[tuple[str, str], list[FleetMove]] = {}
+        for move in moves:
+            ways.setdefault((move.source, move.target), []).append(move)
+        for (source, target), those in ways.items():
+            lines, spot = move_to_fleet(connection, source, target, those)
+            before, host = results[source], results[target]
+            left = {Pool.SPOT: spot, Pool.DEDICATED: lines - spot}
+            results[source] = replace(before, left=left, fell_back=lines)
+            results[target] = replace(host, joined=host.joined + lines)
 
     def _mark_at_risk(self, plans: Iterable[Plan]) -> None:
         """Mark exactly these running batches at risk, in a transaction without other locks.

@@ -14,12 +14,13 @@ from prometheus_client import Counter, Gauge
 from lowtide.core.errors import Unavailable
 from lowtide.core.pools import FleetPool, Pool
 from lowtide.planning.demand import Capacity, PoolScale, scaled_replicas
+from lowtide.planning.fallback import fall_back
 from lowtide.planning.state import decide
 from lowtide.queue.metrics import buried, interrupted, judged
 from lowtide.scheduler.samples import PoolLevel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from lowtide.batches.erasure import Eraser
     from lowtide.core.ids import BatchId
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from lowtide.objects.store import ObjectStore
     from lowtide.planning.demand import Rate
     from lowtide.planning.escalation import Plan
+    from lowtide.planning.fallback import FleetMove
     from lowtide.planning.state import PlanResult, SchedulerState, SweepResult
     from lowtide.queue.rates import Rates, RateStore
     from lowtide.retention.service import Retention
@@ -47,10 +49,11 @@ _ERASE_SECONDS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class FleetRules:
-    """The configured capacity of a fleet's dedicated pool, and the scaling of each pool."""
+    """The capacity of a fleet's dedicated pool, the scaling of each pool, and the fallback's name."""
 
     capacity: Capacity
     scales: Mapping[Pool, PoolScale]
+    fallback: str | None = None
 
 
 _UNDECLARED = FleetRules(
@@ -72,6 +75,15 @@ class TickRules:
     stalled_after: float
     history_kept: float
     audit_kept: float
+
+    @property
+    def fallbacks(self) -> dict[str, str]:
+        """The fallbacks of the fleets that have one."""
+        return {
+            name: rules.fallback
+            for name, rules in self.fleets.items()
+            if rules.fallback is not None
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +202,17 @@ class Scheduler:
             measured = replace(state, rates=dedicated.get(state.fleet, {}))
             return decide(measured, self._fleet(state.fleet).capacity)
 
-        return self._plans.replan(plan)
+        def move(
+            states: Mapping[str, SchedulerState], plans: Mapping[str, Plan]
+        ) -> Sequence[FleetMove]:
+            measured = {
+                name: replace(state, rates=dedicated.get(name, {}))
+                for name, state in states.items()
+            }
+            capacities = {name: self._fleet(name).capacity for name in states}
+            return fall_back(measured, plans, capacities, self._rules.fallbacks)
+
+        return self._plans.replan(plan, move)
 
     def _desired(self, planned: Mapping[str, PlanResult]) -> dict[FleetPool, int]:
         """Return the number of replicas for KEDA; the plan bounds those of dedicated."""
@@ -253,6 +275,7 @@ def _log_report(report: TickReport) -> None:
         "escalated": sum(result.escalated for result in results),
         "revoked": sum(result.revoked for result in results),
         "returned": sum(result.returned for result in results),
+        "fell_back": sum(result.fell_back for result in results),
         "at_risk": len(_at_risk(results)),
     }
     if any(fields.values()):
@@ -264,6 +287,7 @@ _LAST_TICK = Gauge("scheduler_last_tick_timestamp_seconds", "Time of the last co
 _REAPED = Counter("leases_reaped_lines_total", "Requests released from expired leases.")
 _ESCALATED = Counter("escalations_total", "Requests moved to dedicated.")
 _RETURNED = Counter("deescalations_total", "Requests moved back to spot before dedicated ran them.")
+_FELL_BACK = Counter("fallbacks_total", "Requests moved to another fleet.", ["fleet"])
 _REVOKED = Counter("revocations_total", "Requests revoked from spot workers for dedicated.")
 _SLACK = Gauge(
     "batch_deadline_slack_seconds",
@@ -318,6 +342,7 @@ def _publish_plan(fleet: str, result: PlanResult) -> None:
     _ESCALATED.inc(result.escalated)
     _RETURNED.inc(result.returned)
     _REVOKED.inc(result.revoked)
+    _FELL_BACK.labels(fleet).inc(result.fell_back)
     _PLANNED_REPLICAS.labels(fleet).set(result.plan.replicas)
     # With no open batch nothing can ever be late, and a gauge of 0 would look like an alarm.
     _SLACK.labels(fleet).set(math.inf if result.plan.slack is None else result.plan.slack)

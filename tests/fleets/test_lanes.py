@@ -19,6 +19,7 @@ from lowtide.fleets.store import FleetStore
 from lowtide.pipeline.split_store import Index
 from lowtide.planning.demand import Capacity, PoolScale
 from lowtide.planning.escalation import Move, Plan
+from lowtide.planning.fallback import FleetMove, fall_back
 from lowtide.planning.state import SchedulerState, decide
 from lowtide.queue.store import QueueStore
 from tests.fleets.single import SINGLE
@@ -27,6 +28,7 @@ from tests.worlds import done
 
 if TYPE_CHECKING:
     from lowtide.core.ids import BatchId
+    from lowtide.planning.state import PlanResult
     from tests.worlds import World
 
 # Every third request is of the large model.
@@ -193,12 +195,18 @@ def test_end_of_a_batch_is_that_of_its_last_part(world: World) -> None:
 
 def test_limit_of_running_requests_counts_all_fleets(world: World) -> None:
     _batch(world)
-    with world.database.engine("owner").begin() as connection:
-        connection.execute(text("UPDATE tenants SET max_running_lines = 12"))
+    limit = text("UPDATE tenants SET max_running_lines = :limit")
+    owner = world.database.engine("owner")
+    with owner.begin() as connection:
+        connection.execute(limit, {"limit": 12})
     claimed = []
-    for fleet in ("large", "small"):
-        store = _store(world, fleet)
-        claimed.append(len(store.claim(store.open_lease(Pool.SPOT, "w"), Pool.SPOT, 100)))
+    try:
+        for fleet in ("large", "small"):
+            store = _store(world, fleet)
+            claimed.append(len(store.claim(store.open_lease(Pool.SPOT, "w"), Pool.SPOT, 100)))
+    finally:
+        with owner.begin() as connection:
+            connection.execute(limit, {"limit": None})
     assert claimed == [10, 2]
 
 
@@ -209,3 +217,63 @@ def test_undeclared_fleet_keeps_its_requests(world: World) -> None:
     assert specs["large"] is None
     assert specs["default"]["models"] == ["*"]
     assert _states(world, {})["large"].batches[0].id == batch
+
+
+def _fall_back(world: World, batch: BatchId, source: str, target: str, lines: int) -> PlanResult:
+    moves = [FleetMove(batch, source, target, lines)]
+    results = world.timetable.replan(lambda _: Plan(), lambda _states, _plans: moves)
+    assert results is not None
+    assert (results[source].fell_back, results[target].joined) == (lines, lines)
+    return results[source]
+
+
+def test_batch_of_one_fleet_falls_back_to_another(world: World) -> None:
+    _batch(world)
+    batch = world.batch(10)
+    world.escalate(batch, 3)
+    result = _fall_back(world, batch, "default", "large", 8)
+    assert result.waiting == {Pool.SPOT: 0, Pool.DEDICATED: 2}
+    assert _parts(world, batch) == {"default": (2, 2), "large": (8, 8)}
+    row = world.row(batch)
+    assert (row.fleet, row.model, row.escalated) == (None, "m", 11)
+    event = world.rows("SELECT lines, reason, detail FROM request_events ORDER BY id")[-1]
+    assert tuple(event) == (8, "fallback", "large")
+    assert len(_claim(world, "large", Pool.DEDICATED)) == 8
+    assert world.drained(batch) == 0
+    assert len(_claim(world, "default", Pool.DEDICATED)) == 2
+    assert world.drained(batch) == 1
+
+
+def test_part_of_a_batch_falls_back_to_a_fleet_that_runs_another(world: World) -> None:
+    batch = _batch(world)
+    _fall_back(world, batch, "large", "small", 4)
+    _fall_back(world, batch, "large", "small", 1)
+    assert _parts(world, batch) == {"large": (5, 5), "small": (25, 25)}
+    (part,) = _states(world, {})["small"].batches
+    assert (part.spot, part.dedicated) == (20, 5)
+    assert _claim(world, "small", Pool.DEDICATED) == OF_LARGE[5:]
+    assert _claim(world, "small") == OF_SMALL
+    assert _claim(world, "large") == OF_LARGE[:5]
+    assert world.drained(batch) == 1
+
+
+def test_tick_moves_what_a_fleet_cannot_hold(world: World) -> None:
+    batch = world.batch(150, due_in=100)
+    _store(world, "cpu").open_lease(Pool.SPOT, "w")
+    one = Capacity(rate=1.0, replicas=1, cold_start=0.0, margin=0.0, tick=10.0, in_flight=0)
+    ten = Capacity(rate=1.0, replicas=10, cold_start=0.0, margin=0.0, tick=10.0, in_flight=0)
+    capacities = {"default": one, "cpu": ten}
+
+    def tick() -> None:
+        assert world.timetable.replan(
+            lambda state: decide(state, capacities[state.fleet]),
+            lambda states, plans: fall_back(states, plans, capacities, {"default": "cpu"}),
+        )
+
+    tick()
+    moved = _parts(world, batch)["cpu"][0]
+    assert 50 <= moved <= 60
+    assert world.row(batch).at_risk
+    tick()
+    assert not world.row(batch).at_risk
+    assert _parts(world, batch)["cpu"][0] <= moved + 2
