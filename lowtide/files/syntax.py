@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 MAX_NESTING: Final = 128
@@ -70,6 +70,7 @@ decode_fields = msgspec.json.Decoder(Fields).decode
 decode_model = msgspec.json.Decoder(_Model).decode
 decode_any_model = msgspec.json.Decoder(_AnyModel).decode
 decode_body = msgspec.json.Decoder(_BodyOnly).decode
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
 
@@ -112,6 +113,20 @@ def is_shallow(text: bytes) -> bool:
 def text_of(value: msgspec.Raw) -> str | None:
     """Decode a JSON string; return None for any other value."""
     return _decode_text(value) if bytes(value).startswith(b'"') else None
+
+
+def renamed(body: bytes, names: Mapping[str, str]) -> bytes:
+    """Return a request's body with the model that `names` has for its own; no other value changes.
+
+    >>> renamed(b'{"model": "gpt-4", "n": 1.0}', {"gpt-4": "llama"})
+    b'{"model":"llama","n":1.0}'
+    """
+    model = text_of(decode_any_model(body).model)
+    if model is None or model not in names:
+        return body
+    fields = _decode_object(body)
+    fields["model"] = msgspec.Raw(msgspec.json.encode(names[model]))
+    return msgspec.json.encode(fields)
 
 
 def without_halves(line: bytes) -> bytes | None:

@@ -163,6 +163,14 @@ class Fleets:
         owner = self._exact.get(model)
         return model if owner is None else owner.aliases.get(model, model)
 
+    def served_names(self, name: str) -> dict[str, str]:
+        """Return the names of models that a fleet's engine knows by another, each with that name."""
+        fleet = self.get(name)
+        if fleet is None:
+            return {}
+        served = {model: self.served_name(fleet, model) for model in self._exact}
+        return {model: known for model, known in served.items() if model != known}
+
     def listed_models(self) -> tuple[str, ...]:
         """Return the exact names and aliases that can be requested, sorted."""
         return tuple(sorted(self._exact))

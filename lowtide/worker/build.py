@@ -13,6 +13,7 @@ from lowtide.engines.flow import ByteBudget
 from lowtide.engines.load import LoadMeter
 from lowtide.engines.outcomes import RetryPolicy
 from lowtide.engines.selection import build_engine
+from lowtide.fleets.file import read_fleets
 from lowtide.queue.rates import RateStore
 from lowtide.queue.store import QueueStore
 from lowtide.worker.engine_watch import EngineWatch
@@ -121,4 +122,5 @@ def _rules(settings: Settings, pool: Pool) -> WorkerRules:
         prefetch=settings.prefetch,
         claim_size=settings.worker_claim_size,
         grace=settings.worker_grace,
+        served_names=read_fleets(settings).served_names(settings.fleet),
     )

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from lowtide.worker.prefetch import Prefetch, refill_at
 from lowtide.worker.runner import Runner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from random import Random
 
     from lowtide.core.durations import Backoff
@@ -46,12 +46,16 @@ DRAIN_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerRules:
-    """Settings of a worker; `grace` in seconds, `prefetch` None to follow the engine."""
+    """Settings of a worker; `grace` in seconds, `prefetch` None to follow the engine.
+
+    `served_names` are the engine's names of models that requests name otherwise.
+    """
 
     pool: Pool
     prefetch: int | None
     claim_size: int
     grace: float
+    served_names: Mapping[str, str] = field(default_factory=dict)
 
 
 class Worker:
@@ -106,6 +110,7 @@ class Worker:
             tracer=tracer,
             on_room=self._room.set,
             prefetch=self._prefetch,
+            served_names=rules.served_names,
         )
 
     def wake(self) -> None:

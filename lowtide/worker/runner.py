@@ -13,7 +13,7 @@ from lowtide.core.pools import Pool
 from lowtide.engines.attribution import Fault
 from lowtide.engines.model import EngineRequest
 from lowtide.engines.outcomes import is_success
-from lowtide.files.syntax import decode_any_model, text_of
+from lowtide.files.syntax import decode_any_model, renamed, text_of
 from lowtide.queue.claims import Returned
 from lowtide.telemetry.tracing import UNTRACED
 from lowtide.worker.engine_watch import SUCCESS
@@ -72,7 +72,9 @@ class Runner:
         tracer: Tracer,
         on_room: Callable[[], None],
         prefetch: Prefetch,
+        served_names: Mapping[str, str],
     ) -> None:
+        self._served_names = served_names
         self._engine = engine
         self._watch = watch
         self._loader = loader
@@ -166,7 +168,7 @@ class Runner:
             loaded = await self._loader.load(part)
             self._prefetch.loaded(monotonic() - work.started)
             self._add_settled(loaded.settled, work.spans)
-            work.claims |= _with_models(work.claims, loaded.bodies)
+            work.claims |= self._with_models(work.claims, loaded.bodies)
             groups = self._engine.run(self._requests(loaded.bodies, work))
             # The engine frees each body when its request ends: no other reference may remain.
             del loaded
@@ -230,12 +232,29 @@ class Runner:
         self._on_room()
         return self._utilization.left(len(keys), ran=ran)
 
+    def _with_models(
+        self, claims: Mapping[int, Claim], bodies: Mapping[int, bytes]
+    ) -> dict[int, Claim]:
+        """Return the claims among those of `bodies` whose model is not their batch's.
+
+        These are of mixed batches, or name a model as the engine does not.
+        """
+        served = self._served_names
+        found = {}
+        for key, body in bodies.items():
+            claim = claims[key]
+            if claim.mixed or claim.model in served:
+                model = text_of(decode_any_model(body).model)
+                named = None if model is None else served.get(model, model)
+                found[key] = replace(claim, model=named, mixed=True)
+        return found
+
     def _requests(self, bodies: Mapping[int, bytes], work: _Set) -> list[EngineRequest]:
         return [
             EngineRequest(
                 key=key,
                 endpoint=work.claims[key].endpoint,
-                body=body,
+                body=renamed(body, self._served_names) if self._served_names else body,
                 attempt=work.claims[key].attempts + 1,
                 spot=self._pool is Pool.SPOT,
                 interruptions=work.claims[key].interruptions,
@@ -248,15 +267,6 @@ class Runner:
 def _to_be_sealed(claim: Claim, settled: Finished | Returned) -> Finished | Returned:
     """Mark what the engine said to a request with zero retention, so that it is encrypted."""
     return settled if claim.data_key is None else replace(settled, data_key=claim.data_key)
-
-
-def _with_models(claims: Mapping[int, Claim], bodies: Mapping[int, bytes]) -> dict[int, Claim]:
-    """Return the claims of mixed batches among those of `bodies`, each with its own model."""
-    return {
-        key: replace(claims[key], model=text_of(decode_any_model(body).model))
-        for key, body in bodies.items()
-        if claims[key].mixed
-    }
 
 
 def _unrun(claim: Claim) -> Returned:
