@@ -12,9 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.fleets.file import default_fleet
-from lowtide.fleets.model import DEFAULT
 from lowtide.fleets.scaling import scaled_object
 from lowtide.local.autoscaler import limited
 from lowtide.local.rendering import documents
@@ -58,7 +57,9 @@ def base(pool: Pool, root: Path = ROOT) -> str:
         rows_per_replica=int(config["data"][f"{prefix}_ROWS_PER_REPLICA"]),
     )
     name = f"infer-{pool.value}"
-    return scaled_object(root, DEFAULT, pool, spec, name=name, writer="python -m manifests.bounds")
+    return scaled_object(
+        root, DEFAULT_FLEET, pool, spec, name=name, writer="python -m manifests.bounds"
+    )
 
 
 def _files(root: Path) -> Iterator[tuple[Path, Callable[[], str]]]:

@@ -73,7 +73,9 @@ class FleetCapacity:
     retry_delay: float = 0.0
 
 
-NO_CAPACITY: Final = FleetCapacity(Capacity(0.0, 0, 0.0, 0.0, 0.0))
+NO_CAPACITY: Final = FleetCapacity(
+    Capacity(rate=1.0, replicas=0, cold_start=0.0, margin=0.0, tick=1.0)
+)
 """That of a fleet that is no longer declared."""
 
 

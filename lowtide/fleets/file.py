@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lowtide.core.pools import Pool
-from lowtide.fleets.model import ANY, DEFAULT, EngineSpec, Fleet, Fleets, PoolSpec
+from lowtide.core.pools import DEFAULT_FLEET, Pool
+from lowtide.fleets.model import ANY, EngineSpec, Fleet, Fleets, PoolSpec
 from lowtide.settings import AUTO
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def read_fleets(settings: Settings) -> Fleets:
 def default_fleet(settings: Settings) -> Fleet:
     """Return the fleet that the settings describe; the file's fleets take what they omit from it."""
     return Fleet(
-        name=DEFAULT,
+        name=DEFAULT_FLEET,
         models=(ANY,),
         aliases={},
         endpoints=settings.endpoints,

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
-from lowtide.core.pools import DEFAULT_FLEET, Pool
+from lowtide.core.pools import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 
-DEFAULT: Final = DEFAULT_FLEET
-"""The only fleet while no file declares fleets; it serves any model."""
 ANY: Final = "*"
 """Ends a pattern of model names; alone it matches every model."""
 

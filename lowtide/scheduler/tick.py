@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge
 
+from lowtide.batches.workload import NO_CAPACITY
 from lowtide.core.errors import Unavailable
 from lowtide.core.pools import FleetPool, Pool
 from lowtide.planning.demand import Capacity, PoolScale, scaled_replicas
@@ -57,7 +58,7 @@ class FleetRules:
 
 
 _UNDECLARED = FleetRules(
-    Capacity(rate=1.0, replicas=0, cold_start=0.0, margin=0.0, tick=1.0),
+    NO_CAPACITY.dedicated,
     {pool: PoolScale(1, 0) for pool in Pool},
 )
 """Those of a fleet that is no longer declared, whose workers go."""

@@ -303,6 +303,7 @@ class Bench:
         tracer: Tracer = UNTRACED,
         memory: int = 2**28,
         patience: float = 180.0,
+        served_names: Mapping[str, str] | None = None,
     ) -> Bench:
         budget = ByteBudget(memory)
         store = store or input_store(world, lines)
@@ -320,7 +321,7 @@ class Bench:
         worker = Worker(
             queue, engine, InputLoader(store, budget, rng),
             keeper, writer, meter, backoff, ModelCatalog(world.worker), budget, watch,
-            rules=WorkerRules(pool, prefetch, 200, grace),
+            rules=WorkerRules(pool, prefetch, 200, grace, served_names or {}),
             policy=policy,
             rng=rng,
             tracer=tracer,
