@@ -126,6 +126,8 @@ WITH old AS MATERIALIZED (
   DELETE FROM batch_terms WHERE batch_id = ANY(ARRAY(SELECT id FROM old))
 ), cut AS (
   DELETE FROM segments WHERE batch_id = ANY(ARRAY(SELECT id FROM old))
+), placed AS (
+  DELETE FROM batch_fleets WHERE batch_id = ANY(ARRAY(SELECT id FROM old))
 )
 DELETE FROM batches WHERE id = ANY(ARRAY(SELECT id FROM old))
 """  # noqa: S608

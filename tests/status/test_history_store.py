@@ -230,7 +230,7 @@ def test_plans_use_indexes(world: World) -> None:
         connection.execute(text("ANALYZE batches, pool_samples, tallies, audit_log"))
     operator = world.database.engine("operator")
     for statement, parameters in (
-        (history.POINTS, {"step": 60.0, "span": 3600.0}),
+        (history.POINTS, {"step": 60.0, "span": 3600.0, "fleet": None}),
         (history.SLA, {"bar": 300.0, "span": 3600.0}),
         (history.PAUSES, {"limit": 100}),
     ):

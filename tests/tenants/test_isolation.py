@@ -28,7 +28,7 @@ READABLE_BY_API = (
     "files", "batches", "requests", "queue", "claims", "results", "tallies", "request_events",
     "dead_letters", "outbox", "orphan_objects", "request_states", "batch_states", "batch_terms",
     "custom_ids", "search_backlog", "uploads", "upload_parts", "segments", "buckets",
-    "data_keys",
+    "data_keys", "batch_fleets",
 )  # fmt: skip
 # Workers do not read it; test_usage.py tests it.
 READABLE_BY_API_ALONE = "request_rates"
@@ -62,6 +62,11 @@ def _fill(world: World, tenant: TenantId) -> None:
         "INSERT INTO orphan_objects VALUES (:key, :tenant, now())", key=str(tenant), tenant=tenant
     )
     _upload(world, tenant)
+    world.run(
+        "INSERT INTO batch_fleets (batch_id, fleet, tenant_id, lines) VALUES (:batch, 'f', :tenant, 1)",
+        batch=batch,
+        tenant=tenant,
+    )
     with world.database.engine("operator").begin() as connection:
         connection.execute(
             text("INSERT INTO buckets VALUES (:tenant, 's3://b/', true, true, 'c', now(), 'op')"),

@@ -21,7 +21,7 @@ CREATE TABLE fleets (
   updated_at timestamptz NOT NULL DEFAULT now()
 );
 INSERT INTO fleets (name) VALUES ('default');
-GRANT SELECT ON fleets TO lowtide_api, lowtide_operator, lowtide_autoscaler;
+GRANT SELECT ON fleets TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE ON fleets TO lowtide_worker;
 """
 # The lane leads each index: one fleet's requests cost another's claims and counts nothing.
