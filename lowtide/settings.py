@@ -351,6 +351,17 @@ class Settings(BaseSettings):
         "[simulated-engine.md](simulated-engine.md).",
     )
 
+    fleet: str = Field(
+        default="default",
+        pattern=r"^[a-z0-9-]{1,40}$",
+        description="Name of the fleet that a worker serves.",
+    )
+    model_revision: str = Field(
+        default="",
+        max_length=200,
+        description="Revision of the model that a worker's engine serves: `x_lowtide.model_revision` of "
+        "each answer. Unset: absent. See [deploy.md](deploy.md#roll-a-new-revision-of-a-model).",
+    )
     worker_concurrency: Annotated[NumberOrAuto, _at_least(1)] = Field(
         default=AUTO,
         description="Max requests in flight per worker. `auto` finds what the engine can use: see "
