@@ -303,7 +303,7 @@ class App:
             self.objects,
             self.publisher,
             self.answers,
-            WorkerMetrics(pool, prices(self.settings), engine.answered),
+            WorkerMetrics(pool, prices(self.settings), engine.answered, fleet=self.settings.fleet),
             self.tracer,
             pool=pool,
             instance=_instance(),

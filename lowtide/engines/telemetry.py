@@ -156,7 +156,7 @@ class Times:
     """
 
     seconds: float
-    count: float
+    count: int
     buckets: tuple[tuple[str, float], ...] = ()
 
 
@@ -238,12 +238,10 @@ def _times(found: dict[bytes, list[Sample]], sum_name: bytes, count_name: bytes)
     seconds, count = _total(found, sum_name), _total(found, count_name)
     if seconds is None or count is None:
         return None
-    return Times(seconds, count, _added_up(found.get(_buckets(sum_name), ()), count))
+    return Times(seconds, round(count), _added_up(found.get(_buckets(sum_name), ()), count))
 
 
-def _added_up(
-    buckets: list[Sample] | tuple[()], count: float
-) -> tuple[tuple[str, float], ...]:
+def _added_up(buckets: list[Sample] | tuple[()], count: float) -> tuple[tuple[str, float], ...]:
     """Return the sum of histograms with the same bounds; empty if that is no histogram."""
     totals: dict[str, list[float]] = {}
     for bucket in buckets:

@@ -20,6 +20,7 @@ from lowtide.worker.inputs import InputLoader
 from lowtide.worker.lease import LeaseKeeper, Utilization
 from lowtide.worker.loop import Worker, WorkerRules
 from lowtide.worker.results import FlushRules, ResultWriter
+from lowtide.worker.telemetry import TelemetryReader
 from lowtide.worker.tuning import ConcurrencyTuner
 
 if TYPE_CHECKING:
@@ -49,7 +50,12 @@ def build_worker(
 ) -> Worker:
     """Return a worker of a pool with its own engine; `instance` names its leases."""
     utilization = Utilization(full=settings.max_concurrency)
-    queue = QueueStore(database, new_id=new_id, lease_duration=settings.lease_duration)
+    queue = QueueStore(
+        database,
+        new_id=new_id,
+        lease_duration=settings.lease_duration,
+        model_revision=settings.model_revision,
+    )
     keeper = LeaseKeeper(
         queue,
         RateStore(database),
@@ -81,6 +87,7 @@ def build_worker(
         rng=rng,
         tracer=tracer,
         tuner=_tuner(settings, engine, load_meter, watch, utilization),
+        telemetry=TelemetryReader(engine, watch, meter, keeper),
     )
 
 

@@ -23,7 +23,7 @@ from portal.components.charts import (
 from portal.components.frame import page
 from portal.components.pausing import PauseNotes, set_paused
 from portal.dashboards import dashboard_links
-from portal.formats import counted, duration, number
+from portal.formats import counted, duration, number, per_second, token_rates
 from portal.live import Live
 from portal.loading import soon
 from portal.pulse import PULSE
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from lowtide.status.history import History, PoolPoint
-    from lowtide.status.snapshot import SystemSnapshot, TenantLoad
+    from lowtide.status.snapshot import EngineUse, SystemSnapshot, TenantLoad
     from portal.dashboards import Dashboards
     from portal.watching import Watching
 
@@ -134,6 +134,7 @@ class PoolControl:
                     self._state = ui.label("").classes("badge").mark(f"{pool} state")
                 self._button = self._add_button(on_pause) if may_act else None
             self._figures = ui.label("")
+            self._engines = ui.label("").classes("muted small").mark(f"{pool} engines")
         self._show_state(paused=False)
 
     def _add_button(self, on_pause: Callable[[Pool, bool], Awaitable[None]]) -> ui.button:
@@ -148,6 +149,10 @@ class PoolControl:
             f"{counted(depth.queued, 'request')} queued, {number(depth.running)} running · "
             f"{workers} running, {number(desired)} needed"
         )
+        self._engines.text = engines_in_words(
+            snapshot.engines(self._pool), snapshot.workers(self._pool)
+        )
+        self._engines.set_visibility(bool(self._engines.text))
         paused = snapshot.pause(self._pool) is not None
         if paused != self._paused:
             self._show_state(paused=paused)
@@ -159,6 +164,25 @@ class PoolControl:
         self._state.classes(remove=f"badge-{other}", add=f"badge-{tone}")
         if self._button is not None:
             self._button.text = f"Resume {self._pool}" if paused else f"Pause {self._pool}…"
+
+
+def engines_in_words(engines: EngineUse, workers: int) -> str:
+    """Return the use of a pool's engines in words; empty while nothing of it is known."""
+    load = []
+    if engines.running is not None:
+        load.append(f"{number(engines.running)} running")
+    if engines.waiting is not None:
+        load.append(f"{number(engines.waiting)} waiting")
+    if engines.kv_cache is not None:
+        load.append(f"KV cache {engines.kv_cache:.0%} full")
+    parts = [token_rates(engines.input_rate, engines.output_rate)]
+    if load:
+        some = engines.reporting < workers
+        where = (
+            f"{number(engines.reporting)} of {counted(workers, 'engine')}" if some else "engines"
+        )
+        parts.append(f"in {where}: {', '.join(load)}")
+    return " · ".join(filter(None, parts))
 
 
 PATH: Final = "/queues"
@@ -206,7 +230,7 @@ class QueuesPage:
         self._problem = ui.label("").classes("banner").props("role=status")
         self._pauses = PauseNotes()
         with ui.element("div").classes("cards"):
-            titles = ("Queued requests", "Longest wait", "Workers", "Throughput")
+            titles = ("Queued requests", "Longest wait", "Workers", "Throughput", "Tokens")
             self._cards = {title: StatCard(title) for title in titles}
         with ui.element("section").classes("card section"):
             heading("Pools")
@@ -312,6 +336,20 @@ def _show_cards(cards: dict[str, StatCard], snapshot: SystemSnapshot) -> None:
         cards["Longest wait"].show(duration(age), f"in {oldest}")
     workers = {pool: snapshot.workers(pool) for pool in Pool}
     cards["Workers"].show(number(sum(workers.values())), _by_pool(workers))
+    cards["Tokens"].show(*tokens(snapshot))
+
+
+def tokens(snapshot: SystemSnapshot) -> tuple[str, str]:
+    """Return the tokens per second of all pools, and their parts."""
+    engines = [snapshot.engines(pool) for pool in Pool]
+    rates = {
+        "input": [each.input_rate for each in engines if each.input_rate is not None],
+        "output": [each.output_rate for each in engines if each.output_rate is not None],
+    }
+    if not any(rates.values()):
+        return "—", "no worker reports"
+    parts = " · ".join(f"{per_second(sum(known))} {name}" for name, known in rates.items() if known)
+    return f"{per_second(sum(map(sum, rates.values())))}/s", f"{parts}, mean of a minute"
 
 
 def _by_pool(values: dict[Pool, int]) -> str:

@@ -53,7 +53,7 @@ def test_ranks_are_added_up() -> None:
 
 
 def test_fullest_rank_counts() -> None:
-    metrics = b"vllm:kv_cache_usage_perc{engine=\"0\"} 0.2\nvllm:kv_cache_usage_perc{engine=\"1\"} 1\n"
+    metrics = b'vllm:kv_cache_usage_perc{engine="0"} 0.2\nvllm:kv_cache_usage_perc{engine="1"} 1\n'
     assert read(metrics) == EngineTelemetry(kv_cache=1.0)
 
 
