@@ -32,10 +32,11 @@ def test_vllm_reports_everything() -> None:
     telemetry = read(vllm())
     assert (telemetry.running, telemetry.waiting, telemetry.kv_cache) == (64, 3, 0.25)
     assert (telemetry.prefix_queries, telemetry.prefix_hits) == (8000, 2000)
-    assert telemetry.first_token is not None
-    assert (telemetry.first_token.count, telemetry.first_token.seconds) == (4, 12.65)
-    assert up_to(telemetry.first_token) == {"0.06": 1, "0.5": 2, "20.0": 1}
-    assert telemetry.first_token.buckets[-1] == ("+Inf", 4)
+    first = telemetry.first_token
+    assert first is not None
+    assert first == Times(12.65, 4, first.buckets)
+    assert up_to(first) == {"0.06": 1, "0.5": 2, "20.0": 1}
+    assert first.buckets[-1] == ("+Inf", 4)
     assert up_to(telemetry.output_token) == {"0.01": 1, "0.025": 2, "0.3": 1}
 
 

@@ -29,7 +29,7 @@ from lowtide.worker.engine_watch import EngineWatch
 from lowtide.worker.metrics import WorkerMetrics
 from lowtide.worker.telemetry import TelemetryReader, TokenRates
 from tests.engines.reported import LLAMA_CPP, sglang, vllm
-from tests.engines.served import CHAT, VLLM, chat, serving
+from tests.engines.served import VLLM, chat, serving
 from tests.worker.workers import FlakyQueue, Meter, ScriptedEngine, input_store, lease_keeper, until
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ async def read_from(world: World, url: str, meter: WorkerMetrics) -> None:
 def test_reports_of_engines_are_exported(
     world: World, meter: WorkerMetrics, metrics: bytes, values: dict[str, float]
 ) -> None:
-    with serving(VLLM | {"/metrics": metrics.decode()}) as url:
+    with serving({**VLLM, "/metrics": metrics.decode()}) as url:
         asyncio.run(read_from(world, url, meter))
     found = exported()
     assert {name: found.get(name) for name in values} == values
@@ -160,7 +160,7 @@ def test_reports_of_engines_are_exported(
 def test_nothing_is_exported_of_an_engine_without_metrics(
     world: World, meter: WorkerMetrics, answer: object
 ) -> None:
-    with serving(VLLM | {"/metrics": answer}) as url:
+    with serving({**VLLM, "/metrics": answer}) as url:
         asyncio.run(read_from(world, url, meter))
     assert exported().keys() <= TOKENS
 
@@ -285,8 +285,8 @@ def test_worker_reports_its_engine_over_http(
         worker.stop()
         await asyncio.wait_for(running, 30)
 
-    routes = VLLM | {"/metrics": vllm().decode(), CHAT: chat("Yes.", tokens=8)}
-    with serving({**routes, "/v1/embeddings": chat("x", tokens=8)}) as url:
+    answers = {"/metrics": vllm().decode(), "/v1/embeddings": chat("x", tokens=8)}
+    with serving({**VLLM, **answers}) as url:
         settings = Settings(
             database_url=SecretStr(world.database.url("worker")),
             object_store_url=f"file://{tmp_path}",
