@@ -97,8 +97,11 @@ def figures(explanation: Explanation) -> list[tuple[str, str]]:
 
 
 def _tokens(explanation: Explanation) -> str:
-    """Return the tokens per second in words; empty if there are none."""
-    rates = explanation.input_token_rate, explanation.output_token_rate
+    """Return the tokens per second in words, to two digits; empty if there are none."""
+    rates = [
+        None if rate is None else float(f"{rate:.2g}")
+        for rate in (explanation.input_token_rate, explanation.output_token_rate)
+    ]
     return f", {token_rates(*rates)}" if any(rates) else ""
 
 

@@ -347,9 +347,9 @@ def tokens(snapshot: SystemSnapshot) -> tuple[str, str]:
         "output": [each.output_rate for each in engines if each.output_rate is not None],
     }
     if not any(rates.values()):
-        return "—", "no worker reports"
+        return "—", "not reported"
     parts = " · ".join(f"{per_second(sum(known))} {name}" for name, known in rates.items() if known)
-    return f"{per_second(sum(map(sum, rates.values())))}/s", f"{parts}, mean of a minute"
+    return f"{per_second(sum(map(sum, rates.values())))}/s", f"{parts}, mean of 1 min"
 
 
 def _by_pool(values: dict[Pool, int]) -> str:

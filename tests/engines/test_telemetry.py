@@ -36,7 +36,7 @@ def test_vllm_reports_everything() -> None:
     assert first is not None
     assert first == Times(12.65, 4, first.buckets)
     assert up_to(first) == {"0.06": 1, "0.5": 2, "20.0": 1}
-    assert first.buckets[-1] == ("+Inf", 4)
+    assert first.buckets[-1] == ("+Inf", 4.0)
     assert up_to(telemetry.output_token) == {"0.01": 1, "0.025": 2, "0.3": 1}
 
 
