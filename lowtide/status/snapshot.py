@@ -260,8 +260,8 @@ SELECT pool, count(*) AS workers, max(heartbeat_at) AS heartbeat_at,
   sum(output_token_rate) FILTER (WHERE output_token_rate BETWEEN 0 AND 1e12) AS output_rate,
   count(*) FILTER (WHERE num_nonnulls(engine_running, engine_waiting, engine_kv_cache) > 0)
     AS reporting,
-  sum(engine_running) FILTER (WHERE engine_running >= 0) AS running,
-  sum(engine_waiting) FILTER (WHERE engine_waiting >= 0) AS waiting,
+  sum(engine_running) FILTER (WHERE engine_running BETWEEN 0 AND 1000000000) AS running,
+  sum(engine_waiting) FILTER (WHERE engine_waiting BETWEEN 0 AND 1000000000) AS waiting,
   max(engine_kv_cache) FILTER (WHERE engine_kv_cache BETWEEN 0 AND 1) AS kv_cache
 FROM workers WHERE expires_at > now() GROUP BY pool
 """

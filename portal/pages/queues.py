@@ -23,7 +23,7 @@ from portal.components.charts import (
 from portal.components.frame import page
 from portal.components.pausing import PauseNotes, set_paused
 from portal.dashboards import dashboard_links
-from portal.formats import counted, duration, number, per_second, token_rates
+from portal.formats import counted, duration, number, token_rates
 from portal.live import Live
 from portal.loading import soon
 from portal.pulse import PULSE
@@ -134,7 +134,7 @@ class PoolControl:
                     self._state = ui.label("").classes("badge").mark(f"{pool} state")
                 self._button = self._add_button(on_pause) if may_act else None
             self._figures = ui.label("")
-            self._engines = ui.label("").classes("muted small").mark(f"{pool} engines")
+            self._engines = ui.label("").mark(f"{pool} engines")
         self._show_state(paused=False)
 
     def _add_button(self, on_pause: Callable[[Pool, bool], Awaitable[None]]) -> ui.button:
@@ -174,7 +174,8 @@ def engines_in_words(engines: EngineUse, workers: int) -> str:
     if engines.waiting is not None:
         load.append(f"{number(engines.waiting)} waiting")
     if engines.kv_cache is not None:
-        load.append(f"KV cache {engines.kv_cache:.0%} full")
+        caches = "KV cache" if engines.reporting == 1 else "KV caches up to"
+        load.append(f"{caches} {engines.kv_cache:.0%} full")
     parts = [token_rates(engines.input_rate, engines.output_rate)]
     if load:
         some = engines.reporting < workers
@@ -230,7 +231,7 @@ class QueuesPage:
         self._problem = ui.label("").classes("banner").props("role=status")
         self._pauses = PauseNotes()
         with ui.element("div").classes("cards"):
-            titles = ("Queued requests", "Longest wait", "Workers", "Throughput", "Tokens")
+            titles = ("Queued requests", "Longest wait", "Workers", "Throughput")
             self._cards = {title: StatCard(title) for title in titles}
         with ui.element("section").classes("card section"):
             heading("Pools")
@@ -336,20 +337,6 @@ def _show_cards(cards: dict[str, StatCard], snapshot: SystemSnapshot) -> None:
         cards["Longest wait"].show(duration(age), f"in {oldest}")
     workers = {pool: snapshot.workers(pool) for pool in Pool}
     cards["Workers"].show(number(sum(workers.values())), _by_pool(workers))
-    cards["Tokens"].show(*tokens(snapshot))
-
-
-def tokens(snapshot: SystemSnapshot) -> tuple[str, str]:
-    """Return the tokens per second of all pools, and their parts."""
-    engines = [snapshot.engines(pool) for pool in Pool]
-    rates = {
-        "input": [each.input_rate for each in engines if each.input_rate is not None],
-        "output": [each.output_rate for each in engines if each.output_rate is not None],
-    }
-    if not any(rates.values()):
-        return "—", "not reported"
-    parts = " · ".join(f"{per_second(sum(known))} {name}" for name, known in rates.items() if known)
-    return f"{per_second(sum(map(sum, rates.values())))}/s", f"{parts}, mean of 1 min"
 
 
 def _by_pool(values: dict[Pool, int]) -> str:

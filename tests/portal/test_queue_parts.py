@@ -24,10 +24,10 @@ from lowtide.status.history import (
     SlaBar,
     unbroken,
 )
-from lowtide.status.snapshot import EngineUse, LiveWorkers, LostEngine, SystemSnapshot
+from lowtide.status.snapshot import EngineUse, LostEngine
 from portal.components.charts import Line, Mark, drawn, marks_of, whole_bars
 from portal.components.pausing import consequences, note_of
-from portal.pages.queues import address_of, engines_in_words, range_of, throughput, tokens
+from portal.pages.queues import address_of, engines_in_words, range_of, throughput
 from portal.polling import Readings
 from portal.watching import FollowedHistory
 
@@ -93,7 +93,7 @@ def test_tile_of_throughput_adds_up_last_points_of_chart() -> None:
         ),
         pytest.param(
             EngineUse(1.0, 2.0, 4, 128, 6, 0.834),
-            "1 input and 2 output tokens/s · in engines: 128 running, 6 waiting, KV cache 83% full",
+            "1 input and 2 output tokens/s · in engines: 128 running, 6 waiting, KV caches up to 83% full",
             id="everything",
         ),
         pytest.param(
@@ -102,26 +102,14 @@ def test_tile_of_throughput_adds_up_last_points_of_chart() -> None:
             id="some report",
         ),
         pytest.param(
-            EngineUse(reporting=4, kv_cache=1.0), "in engines: KV cache 100% full", id="cache"
+            EngineUse(reporting=1, kv_cache=1.0),
+            "in 1 of 4 engines: KV cache 100% full",
+            id="cache",
         ),
     ],
 )
 def test_engines_are_in_words(engines: EngineUse, text: str) -> None:
     assert engines_in_words(engines, 4) == text
-
-
-def test_tile_of_tokens_adds_up_pools() -> None:
-    live = {
-        Pool.SPOT: LiveWorkers(200, NOW, EngineUse(1000.4, 300.0)),
-        Pool.DEDICATED: LiveWorkers(1, NOW, EngineUse(0.0, None)),
-    }
-    assert tokens(SystemSnapshot(NOW, live_workers=live)) == (
-        "1,300/s",
-        "1,000 input · 300 output, mean of 1 min",
-    )
-    unknown = {Pool.SPOT: LiveWorkers(1, NOW)}
-    assert tokens(SystemSnapshot(NOW, live_workers=unknown)) == ("—", "not reported")
-    assert tokens(SystemSnapshot(NOW)) == ("—", "not reported")
 
 
 def test_pauses_and_lost_engines_are_marks() -> None:

@@ -155,8 +155,8 @@ def test_impossible_telemetry_is_unknown(database: Database, value: str) -> None
     for _ in range(2):
         _telemetry(database, value, value, "-1", "-2147483648", value)
     assert _read(database).engines(Pool.SPOT) == EngineUse(reporting=2)
-    _telemetry(database, "5", "6", "2147483647", "2147483647", "0")
-    assert _read(database).engines(Pool.SPOT) == EngineUse(5, 6, 3, 2147483647, 2147483647, 0)
+    _telemetry(database, "5", "6", "2147483647", "1000000000", "0")
+    assert _read(database).engines(Pool.SPOT) == EngineUse(5, 6, 3, None, 1_000_000_000, 0)
 
 
 def test_pool_whose_workers_report_nothing_has_no_telemetry(database: Database) -> None:
