@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     Json = Mapping[str, Any]
 
 _ROOT = "Extension"
+_FILES = """## Output and error files
+
+The `response` of a line has an `x_lowtide` of its own if the worker whose engine answered had a
+`LOWTIDE_MODEL_REVISION`. `/v1/batches/{batch_id}/results` and the outputs of dead letters have it, too.
+
+| field | type | meaning |
+| --- | --- | --- |
+| `model_revision` | string | The revision of the model that answered: [deploy.md](deploy.md#roll-a-new-revision-of-a-model). |
+"""
 _TRANSFERS_HEAD = """## Presigned transfers
 
 `POST /v1/uploads` with the `transfer` `presigned` returns an Upload with the `x_lowtide` of UploadExtension, and
@@ -51,6 +60,7 @@ def page() -> str:
         _HEAD,
         "## x_lowtide\n\nEvery Batch object has one; its fields are those of Extension.\n",
         *(_object(schemas, name) for name in own),
+        _FILES,
         _TRANSFERS_HEAD,
         *(_object(schemas, name) for name in transfers),
         "## Routes\n",

@@ -309,7 +309,10 @@ class App:
             self.publisher,
             self.answers,
             WorkerMetrics(
-                pool, prices(self.settings, served_fleet(self.settings)), engine.answered
+                pool,
+                prices(self.settings, served_fleet(self.settings)),
+                engine.answered,
+                fleet=self.settings.fleet,
             ),
             self.tracer,
             pool=pool,

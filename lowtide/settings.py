@@ -364,6 +364,12 @@ class Settings(BaseSettings):
         "[simulated-engine.md](simulated-engine.md).",
     )
 
+    model_revision: str = Field(
+        default="",
+        max_length=200,
+        description="Revision of the model that a worker's engine serves: `x_lowtide.model_revision` of "
+        "each answer. Unset: absent. See [deploy.md](deploy.md#roll-a-new-revision-of-a-model).",
+    )
     worker_concurrency: Annotated[NumberOrAuto, at_least(1)] = Field(
         default=AUTO,
         description="Max requests in flight per worker. `auto` finds what the engine can use: see "

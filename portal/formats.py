@@ -37,8 +37,8 @@ def zone_named(name: str) -> tzinfo:
 
 
 __all__ = [
-    "absolute", "ago", "counted", "day", "duration", "hint", "milliseconds", "money", "number", "rough",
-    "size", "utc",
+    "absolute", "ago", "counted", "day", "duration", "hint", "milliseconds", "money", "number", "per_second",
+    "rough", "size", "token_rates", "utc",
 ]  # fmt: skip
 
 
@@ -52,6 +52,18 @@ def number(value: int) -> str:
     if value < 1_000_000_000:
         return f"{value / 1e6:,.1f} M"
     return f"{value / 1e9:,.1f} G"
+
+
+def per_second(rate: float) -> str:
+    """Return a rate without its unit: a count from 10 on, two digits below."""
+    return number(round(rate)) if rate >= 10 else f"{rate:.2g}"
+
+
+def token_rates(input_rate: float | None, output_rate: float | None) -> str:
+    """Return rates of tokens: `1,204 input and 340 output tokens/s`; unknown ones are left out."""
+    rates = (("input", input_rate), ("output", output_rate))
+    known = [f"{per_second(rate)} {name}" for name, rate in rates if rate is not None]
+    return f"{' and '.join(known)} tokens/s" if known else ""
 
 
 def counted(value: int, noun: str) -> str:

@@ -32,7 +32,7 @@ _HEAD_BYTES: Final = 64 << 10
 _TEXT: Final = rb'"(?:[^"\\]|\\.)*"'
 _BEFORE_BODY: Final = re.compile(
     rb'\{"id":"\w+","custom_id":' + _TEXT + rb',"response":\{"status_code":\d+,"request_id":'
-    rb"" + _TEXT + rb',"body":'
+    rb"" + _TEXT + rb',(?:"x_lowtide":\{"model_revision":' + _TEXT + rb'\},)?"body":'
 )
 _AFTER_BODY: Final = len('},"error":null}')
 

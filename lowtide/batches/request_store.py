@@ -95,7 +95,7 @@ _PAGE = text(PAGE)
 # A page ends early if bodies are long.
 RESULTS = f"""
 SELECT f.line, r.custom_id, f.status_code, f.request_id, {SHORT_BODY} AS body, f.error_code,
-  f.error_message, {IS_LONG} AS is_long,
+  f.error_message, {IS_LONG} AS is_long, f.model_revision,
   cast(cast(f.settled_in AS text) AS bigint) AS settled_in, f.found
 FROM (
   SELECT *, count(*) OVER () AS found, sum(octet_length(body)) OVER (
@@ -183,7 +183,7 @@ class RequestStore:
                 "bytes": _PAGE_BYTES,
             }
             rows = connection.execute(_RESULTS, parameters).all()
-        results = [ResultRow(FinishedLine(*row[:8]), _cursor_of(row)) for row in rows]
+        results = [ResultRow(FinishedLine(*row[:9]), _cursor_of(row)) for row in rows]
         complete = is_final and (not rows or len(rows) == rows[0].found < limit)
         return results, not complete
 

@@ -26,7 +26,7 @@ class FinishedLine(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A finished request; `body` is the engine's unchanged JSON.
 
     `status_code` is None without a response; `error_code` is then the reason. If `is_long`, the
-    body is omitted, to be read in pieces.
+    body is omitted, to be read in pieces. `model_revision` is that of the engine, if it is known.
     """
 
     number: int
@@ -37,6 +37,7 @@ class FinishedLine(msgspec.Struct, frozen=True, array_like=True, gc=False):
     error_code: str | None = None
     error_message: str | None = None
     is_long: bool = False
+    model_revision: str | None = None
 
     @property
     def succeeded(self) -> bool:
@@ -113,10 +114,16 @@ def render_all(
 
 def _before_body(batch: BatchId, line: FinishedLine) -> str:
     request_id = format_request_id(batch, line.number)
+    # The body stays last: its end is found from the end of the line.
+    extension = (
+        f'"x_lowtide":{{"model_revision":{_json_text(line.model_revision)}}},'
+        if line.model_revision
+        else ""
+    )
     return (
         f'{{"id":"{request_id}","custom_id":{_json_text(line.custom_id)},"response":'
         f'{{"status_code":{line.status_code},"request_id":'
-        f'{_json_text(line.request_id or request_id)},"body":'
+        f'{_json_text(line.request_id or request_id)},{extension}"body":'
     )
 
 

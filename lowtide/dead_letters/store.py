@@ -138,7 +138,7 @@ ORDER BY id LIMIT 5
 """)  # noqa: S608
 ANSWERS = f"""
 SELECT r.line, r.custom_id, f.status_code, f.request_id, {SHORT_BODY} AS body, f.error_code,
-  f.error_message, {IS_LONG} AS is_long
+  f.error_message, {IS_LONG} AS is_long, f.model_revision
 FROM requests r
 CROSS JOIN LATERAL (
   SELECT * FROM results WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) f

@@ -14,6 +14,7 @@ import httpx
 import msgspec
 
 from lowtide.engines.model import Ping
+from lowtide.engines.telemetry import engine_of, samples
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -190,18 +191,16 @@ class _Facts:
     info: Mapping[str, Any]
     model_info: Mapping[str, Any]
     props: Mapping[str, Any]
-    metrics: str
+    metrics: bytes
 
     @classmethod
     def of(cls, client: _Client, listed: Sequence[Mapping[str, Any]]) -> _Facts:
         metrics = client.get("/metrics")
-        text = metrics.body.decode(errors="replace") if metrics.status == 200 else ""
+        text = metrics.body if metrics.status == 200 else b""
         owners = [_OWNERS.get(str(each.get("owned_by")).lower()) for each in listed]
         kind = next(filter(None, owners), None)
-        if kind is None:
-            # A gateway may rename the owner, and passes on the metrics.
-            prefixes = {"vllm:": "vLLM", "sglang:": "SGLang", "llamacpp:": "llama.cpp"}
-            kind = next((name for prefix, name in prefixes.items() if f"\n{prefix}" in text), None)
+        # A gateway may rename the owner, and passes on the metrics.
+        kind = kind or engine_of(text)
         # vLLM has it in its development mode; SGLang renamed its own.
         info = client.get("/server_info").json() or client.get("/get_server_info").json()
         model_info = client.get("/model_info").json() or client.get("/get_model_info").json()
@@ -227,7 +226,9 @@ class _Facts:
         """True if requests with a common beginning share its computation."""
         if isinstance(disabled := self.info.get("disable_radix_cache"), bool):
             return not disabled
-        value = _label(self.metrics, "vllm:cache_config_info", "enable_prefix_caching")
+        infos = samples(self.metrics, (b"vllm:cache_config_info",))
+        values = [info.label(b"enable_prefix_caching") for info in infos]
+        value = next(filter(None, values), None)
         return None if value is None else value.lower() == "true"
 
     @property
@@ -258,20 +259,6 @@ class _Facts:
             )
             or _number(self.props.get("total_slots"))
         )
-
-
-def _label(metrics: str, name: str, label: str) -> str | None:
-    from prometheus_client.parser import text_string_to_metric_families
-
-    try:
-        for family in text_string_to_metric_families(metrics):
-            for sample in family.samples:
-                if sample.name == name and label in sample.labels:
-                    return str(sample.labels[label])
-    except ValueError:
-        # Not the text format: a page at this path, for example.
-        return None
-    return None
 
 
 def _number(value: object) -> int | None:

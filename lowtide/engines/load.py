@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
+import math
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from lowtide.engines.outcomes import Answered
+from lowtide.engines.telemetry import ENGINES, samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,18 +16,8 @@ if TYPE_CHECKING:
     from lowtide.engines.outcomes import Outcome
 
 
-_RUNNING: Final = (
-    b"vllm:num_requests_running",
-    b"sglang:num_running_reqs",
-    b"llamacpp:requests_processing",
-)
-_WAITING: Final = (
-    b"vllm:num_requests_waiting",
-    b"sglang:num_queue_reqs",
-    b"llamacpp:requests_deferred",
-)
-_GAUGE: Final = re.compile(
-    rb"^(%s)(?:\{[^\n]*\})? ([0-9.eE+]+)\r?$" % b"|".join((*_RUNNING, *_WAITING)), re.MULTILINE
+_GAUGES: Final = tuple(
+    name for names in ENGINES.values() for name in (names.running, names.waiting)
 )
 
 
@@ -44,14 +35,14 @@ def read_load(metrics: bytes) -> EngineLoad | None:
     An engine may have a series for each of its models or ranks: they are added up.
     """
     gauges: dict[bytes, int] = {}
-    for name, value in _GAUGE.findall(metrics):
-        try:
-            gauges[name] = gauges.get(name, 0) + round(float(value))
-        except (ValueError, OverflowError):
+    for gauge in samples(metrics, _GAUGES):
+        # Also false for NaN.
+        if not 0 <= gauge.value < math.inf:
             return None
-    for running, waiting in zip(_RUNNING, _WAITING, strict=True):
-        if running in gauges and waiting in gauges:
-            return EngineLoad(gauges[running], gauges[waiting])
+        gauges[gauge.name] = gauges.get(gauge.name, 0) + round(gauge.value)
+    for names in ENGINES.values():
+        if names.running in gauges and names.waiting in gauges:
+            return EngineLoad(gauges[names.running], gauges[names.waiting])
     return None
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from lowtide.engines.load import EngineLoad
     from lowtide.engines.outcomes import Outcome
+    from lowtide.engines.telemetry import EngineTelemetry
     from lowtide.telemetry.tracing import TraceContext
 
 
@@ -111,6 +112,13 @@ class Engine(Protocol):
         """
         ...
 
+    async def telemetry(self) -> EngineTelemetry | None:
+        """Return the metrics that the engine reports of itself; None if it reports none.
+
+        Takes seconds at most, whatever the engine does, and never raises.
+        """
+        ...
+
     async def models(self) -> Sequence[str]:
         """Return the models served; empty if the engine serves any name."""
         ...
@@ -141,6 +149,10 @@ class NoopEngine:
         """Do nothing: no request is ever in flight."""
 
     async def load(self) -> EngineLoad | None:
+        """Report nothing."""
+        return None
+
+    async def telemetry(self) -> EngineTelemetry | None:
         """Report nothing."""
         return None
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lowtide.engines.model import Ping
     from lowtide.engines.outcomes import Outcome
     from lowtide.engines.simulation.faults import Faults
+    from lowtide.engines.telemetry import EngineTelemetry
 
 
 INTERRUPTION: Final = "Simulated spot interruption"
@@ -109,6 +110,10 @@ class SimulatedEngine:
         self._start_waiting()
 
     async def load(self) -> EngineLoad | None:
+        """Report nothing."""
+        return None
+
+    async def telemetry(self) -> EngineTelemetry | None:
         """Report nothing."""
         return None
 

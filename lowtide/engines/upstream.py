@@ -19,6 +19,7 @@ from lowtide.engines.model import probed_by
 from lowtide.engines.outcomes import Answered, NoAnswer, Unanswered
 from lowtide.engines.receiving import BrokenReplyError, Intake
 from lowtide.engines.replies import outcome_of
+from lowtide.engines.telemetry import read_telemetry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from lowtide.engines.model import EngineRequest, Ping
     from lowtide.engines.outcomes import Outcome
     from lowtide.engines.replies import Reply
+    from lowtide.engines.telemetry import EngineTelemetry
 
 
 MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
@@ -35,7 +37,7 @@ _CONNECT_TIMEOUT = 10.0
 # uvicorn, under vLLM and most others, drops idle connections after 5 s: close them before.
 _KEEP_ALIVE = 4.0
 _PROBE_TIMEOUT = 10.0
-_LOAD_TIMEOUT = 2.0
+_METRICS_TIMEOUT = 2.0
 _LONGEST_LIST: Final = 4 << 20
 # A path unknown to the upstream, or closed to a key that may only infer.
 _INCONCLUSIVE: Final = frozenset({403, 404, 405, 501})
@@ -135,12 +137,11 @@ class UpstreamEngine:
 
     async def load(self) -> EngineLoad | None:
         """Return the load that `GET /metrics` reports."""
-        try:
-            async with asyncio.timeout(_LOAD_TIMEOUT):
-                reply = await self._exchange(self._origin.get("/metrics"), b"")
-        except Exception:  # noqa: BLE001 - as for every request; probes find a bad engine
-            return None
-        return read_load(reply.body) if reply.status == 200 else None
+        return read_load(await self._metrics())
+
+    async def telemetry(self) -> EngineTelemetry | None:
+        """Return the telemetry that `GET /metrics` reports."""
+        return read_telemetry(await self._metrics())
 
     async def models(self) -> Sequence[str]:
         """Return the ids that `GET /v1/models` lists; empty if it fails."""
@@ -206,6 +207,15 @@ class UpstreamEngine:
         if any_body and 200 <= reply.status < 300:
             return Answered(reply.status, b"")
         return outcome_of(reply)
+
+    async def _metrics(self) -> bytes:
+        """Return the engine's metrics; empty without an answer in time."""
+        try:
+            async with asyncio.timeout(_METRICS_TIMEOUT):
+                reply = await self._exchange(self._origin.get("/metrics"), b"")
+        except Exception:  # noqa: BLE001 - as for every request; probes find a bad engine
+            return b""
+        return reply.body if reply.status == 200 else b""
 
     def _error_outcome(self, error: Exception, seconds: float) -> Unanswered:
         """Return the outcome of a failed exchange; all cases but the last are expected."""

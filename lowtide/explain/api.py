@@ -36,6 +36,8 @@ def explanation_object(explanation: Explanation) -> types.Explanation:
         contributing=[_finding(each) for each in explanation.contributing],
         expected_end=_expected_end(explanation),
         rate=_rounded(explanation.rate),
+        input_token_rate=_rounded(explanation.input_token_rate),
+        output_token_rate=_rounded(explanation.output_token_rate),
         waiting=explanation.waiting,
         running=explanation.running,
         waited_seconds=_rounded(explanation.waited),

@@ -146,9 +146,10 @@ class Comparison:
 class Explanation:
     """The explanation of a batch.
 
-    `rate` is in requests per second: now while it runs, else its mean. `waited` and `request_seconds`
-    are the mean times that a request waited and ran; `first_wait` is the time from the split to the
-    first start. `retry_share` is the share of attempts that failed and were repeated.
+    `rate` is in requests per second: now while it runs, else its mean; `input_token_rate` and
+    `output_token_rate` are its tokens per second, by the mean of a request. `waited` and
+    `request_seconds` are the mean times that a request waited and ran; `first_wait` is the time from
+    the split to the first start. `retry_share` is the share of attempts that failed and were repeated.
     """
 
     batch: Batch
@@ -157,6 +158,8 @@ class Explanation:
     contributing: tuple[Finding, ...] = ()
     forecast: Forecast | None = None
     rate: float | None = None
+    input_token_rate: float | None = None
+    output_token_rate: float | None = None
     waiting: int = 0
     running: int = 0
     waited: float | None = None
@@ -194,13 +197,16 @@ def explain(facts: Facts) -> Explanation:
     findings = _of_ended(facts) if has_ended else _of_open(facts)
     limiting, *others = findings
     forecast = facts.workload.forecast(batch, facts.fleet)
+    rate = _mean_rate(facts) if has_ended else _rate_now(facts)
     return Explanation(
         batch=batch,
         at=facts.at,
         limiting=limiting,
         contributing=tuple(_distinct(limiting, others)),
         forecast=forecast,
-        rate=_mean_rate(facts) if has_ended else _rate_now(facts),
+        rate=rate,
+        input_token_rate=_token_rate(facts, rate, batch.input_tokens),
+        output_token_rate=_token_rate(facts, rate, batch.output_tokens),
         waiting=facts.waiting,
         running=facts.running,
         waited=facts.waited,
@@ -462,6 +468,11 @@ def _rate_now(facts: Facts) -> float | None:
         return 0.0
     seconds = facts.request_seconds
     return facts.running / seconds if seconds else None
+
+
+def _token_rate(facts: Facts, rate: float | None, tokens: int) -> float | None:
+    """Return the tokens per second at so many requests per second; None without any result."""
+    return None if rate is None or not facts.ended else rate * tokens / facts.ended
 
 
 def _seconds(facts: Facts) -> float | None:

@@ -423,7 +423,8 @@ class Comparison(msgspec.Struct, kw_only=True):
 class Explanation(msgspec.Struct, kw_only=True):
     """The explanation of a batch: what limits it, or limited it.
 
-    `rate` is in requests per second, now while the batch runs, else its mean. A request waited
+    `rate` is in requests per second, now while the batch runs, else its mean; the token rates are
+    tokens per second, by the mean of a request. A request waited
     `waited_seconds` and ran `request_seconds` on average; the first one started `first_wait_seconds`
     after the file was read. `retry_share` is the share of attempts that failed and were repeated.
     """
@@ -434,6 +435,8 @@ class Explanation(msgspec.Struct, kw_only=True):
     contributing: list[Finding]
     expected_end: ExpectedEnd | None
     rate: float | None
+    input_token_rate: float | None
+    output_token_rate: float | None
     waiting: int
     running: int
     waited_seconds: float | None

@@ -82,7 +82,7 @@ WHERE id = :batch AND drained_at IS NOT NULL
 # whole batch once per request. OFFSET 0 keeps it a lookup of each request by key.
 LINES = """
 SELECT r.line, r.custom_id, f.status_code, f.request_id, f.body, f.error_code, f.error_message,
-  f.batch_id IS NOT NULL AS ran
+  f.model_revision, f.batch_id IS NOT NULL AS ran
 FROM requests r LEFT JOIN LATERAL (
   SELECT * FROM results WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) f ON true
 WHERE r.batch_id = :batch AND r.line > :after AND r.line < :end ORDER BY r.line LIMIT :limit
@@ -93,7 +93,7 @@ _PAGE = text(f"""
 SELECT json_agg(json_build_array(line, custom_id, status_code, coalesce(request_id, ''),
   {SHORT_BODY},
   CASE WHEN ran THEN error_code ELSE :code END,
-  CASE WHEN ran THEN error_message ELSE :message END, {IS_LONG}) ORDER BY line)::text
+  CASE WHEN ran THEN error_message ELSE :message END, {IS_LONG}, model_revision) ORDER BY line)::text
 FROM (
   SELECT *, sum(octet_length(body)) OVER (
     ORDER BY line ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before

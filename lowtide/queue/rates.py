@@ -1,7 +1,8 @@
-"""Measured rates: reported by workers, folded by ticks, kept while no worker runs."""
+"""Measured rates: reported by workers, folded by ticks, kept while no worker runs; telemetry."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
@@ -14,10 +15,14 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.core.ids import LeaseId
+    from lowtide.engines.telemetry import EngineTelemetry
 
 
 _REPORT = text("""
-UPDATE workers SET full_lines = :lines, full_seconds = :seconds WHERE id = :lease
+UPDATE workers SET full_lines = :lines, full_seconds = :seconds, input_token_rate = :input_rate,
+  output_token_rate = :output_rate, concurrency = :concurrency, engine_running = :running,
+  engine_waiting = :waiting, engine_kv_cache = :kv_cache
+WHERE id = :lease
 """)
 # SKIP LOCKED: a worker that is renewing its lease is read at the next tick. Totals are compared,
 # not added up, so no report counts twice. A worker whose claims are all of one model is a sample
@@ -48,16 +53,45 @@ Rates = dict[tuple[str, Pool, str], Rate]
 """Rates by fleet, pool and model."""
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerTelemetry:
+    """A worker's input and output tokens per second, and what its engine last reported.
+
+    `concurrency` is its max number of requests in flight.
+    """
+
+    input_rate: float
+    output_rate: float
+    concurrency: int
+    engine: EngineTelemetry | None = None
+
+
 class RateStore:
-    """Record rates of leases, and fold them into one rate per fleet, pool and model."""
+    """Record rates and telemetry of leases, and fold rates into one per fleet, pool and model."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def report(self, lease: LeaseId, total: RateSample) -> None:
-        """Record the requests that a worker ended while full, since its lease was opened."""
+    def report(
+        self, lease: LeaseId, total: RateSample, telemetry: WorkerTelemetry | None = None
+    ) -> None:
+        """Record the requests that a worker ended while full, since its lease was opened.
+
+        And its last telemetry, if there is any yet.
+        """
+        engine = None if telemetry is None else telemetry.engine
+        parameters = {
+            "lease": lease,
+            "lines": total.lines,
+            "seconds": total.seconds,
+            "input_rate": telemetry and telemetry.input_rate,
+            "output_rate": telemetry and telemetry.output_rate,
+            "concurrency": telemetry and telemetry.concurrency,
+            "running": engine and engine.running,
+            "waiting": engine and engine.waiting,
+            "kv_cache": engine and engine.kv_cache,
+        }
         with begin(self._engine) as connection:
-            parameters = {"lease": lease, "lines": total.lines, "seconds": total.seconds}
             connection.execute(_REPORT, parameters)
 
     def fold(self) -> Rates:

@@ -86,10 +86,11 @@ WITH given AS MATERIALIZED (
 ), stored AS (
   INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
     output_tokens, status_code, attempts, interruptions, succeeded, escalated, dead_lettered, pool,
-    request_id, body, error_code, error_message)
+    request_id, body, error_code, error_message, model_revision)
   SELECT batch_id, tenant_id, :lease, claimed_at, now(), line, input_tokens, output_tokens,
     status_code, attempts, interruptions, succeeded, escalated, dead_letter, pool, request_id, body,
-    error_code, error_message FROM ended
+    error_code, error_message,
+    CASE WHEN status_code IS NOT NULL THEN cast(:model_revision AS text) END FROM ended
 ), buried AS (
   INSERT INTO dead_letters (batch_id, line, tenant_id, attempts, error_code, error_message)
   SELECT batch_id, line, tenant_id, attempts, error_code, error_message
@@ -189,7 +190,10 @@ LONGEST_REASON = 1000
 
 
 class QueueStore:
-    """The queue of a fleet in the database, whose clock alone decides leases, delays and deadlines."""
+    """The queue of a fleet in the database, whose clock alone decides leases, delays and deadlines.
+
+    `model_revision` is stored with every answer, unless it is empty.
+    """
 
     def __init__(
         self,
@@ -198,9 +202,11 @@ class QueueStore:
         new_id: Callable[[], UUID],
         lease_duration: float,
         fleet: str = DEFAULT_FLEET,
+        model_revision: str = "",
     ) -> None:
         self._engine = engine
         self._fleet = fleet
+        self._model_revision = model_revision or None
         self._new_id = new_id
         self._lease_duration = lease_duration
         self._claiming: dict[LeaseId, Claiming] = {}
@@ -246,7 +252,7 @@ class QueueStore:
     ) -> Settled:
         """Settle and release requests in one transaction; those not under the lease are skipped."""
         with begin(self._engine) as connection:
-            settled_rows = _finish(connection, lease, finished) if finished else ()
+            settled_rows = self._finish(connection, lease, finished) if finished else ()
             batches = {BatchId(row.batch_id): None for row in settled_rows}
             released = 0
             if returned:
@@ -266,6 +272,40 @@ class QueueStore:
             drained=drained,
         )
 
+    def _finish(
+        self, connection: Connection, lease: LeaseId, finished: Sequence[Finished]
+    ) -> Sequence[Any]:
+        # A single body is passed outside the JSON, which would escape it and copy it several times.
+        is_single = len(finished) == 1
+        body = finished[0].body if is_single else None
+        rows = [
+            {
+                "batch": request.batch,
+                "line": request.line,
+                "succeeded": request.succeeded,
+                "attempts": request.attempts,
+                "input_tokens": request.usage.input_tokens,
+                "output_tokens": request.usage.output_tokens,
+                "cached_tokens": request.usage.cached_tokens,
+                "reasoning_tokens": request.usage.reasoning_tokens,
+                "replica_seconds": request.replica_seconds,
+                "status_code": request.status_code,
+                "request_id": request.request_id,
+                "body": None if is_single or request.body is None else request.body.decode(),
+                "error_code": request.error_code,
+                "error_message": request.error_message,
+                "dead_letter": request.dead_letter,
+            }
+            for request in finished
+        ]
+        parameters = {
+            "lease": lease,
+            "rows": Encoded(_encode(rows)),
+            "body": None if body is None else Encoded(body),
+            "model_revision": self._model_revision,
+        }
+        return connection.execute(_FINISH, parameters).all()
+
     def report_engine(self, lease: LeaseId, state: BreakerState, reason: str) -> None:
         """Record the state of the worker's engine."""
         with begin(self._engine) as connection:
@@ -279,38 +319,6 @@ class QueueStore:
             connection.execute(_CLOSE, {"lease": lease})
             rows = connection.execute(_TAKE_BACK_ALL, {"lease": lease}).all()
             note_drained(connection, requeue(connection, rows), self._new_id)
-
-
-def _finish(connection: Connection, lease: LeaseId, finished: Sequence[Finished]) -> Sequence[Any]:
-    # A single body is passed outside the JSON, which would escape it and copy it several times.
-    is_single = len(finished) == 1
-    body = finished[0].body if is_single else None
-    rows = [
-        {
-            "batch": request.batch,
-            "line": request.line,
-            "succeeded": request.succeeded,
-            "attempts": request.attempts,
-            "input_tokens": request.usage.input_tokens,
-            "output_tokens": request.usage.output_tokens,
-            "cached_tokens": request.usage.cached_tokens,
-            "reasoning_tokens": request.usage.reasoning_tokens,
-            "replica_seconds": request.replica_seconds,
-            "status_code": request.status_code,
-            "request_id": request.request_id,
-            "body": None if is_single or request.body is None else request.body.decode(),
-            "error_code": request.error_code,
-            "error_message": request.error_message,
-            "dead_letter": request.dead_letter,
-        }
-        for request in finished
-    ]
-    parameters = {
-        "lease": lease,
-        "rows": Encoded(_encode(rows)),
-        "body": None if body is None else Encoded(body),
-    }
-    return connection.execute(_FINISH, parameters).all()
 
 
 def requeue(connection: Connection, rows: Sequence[Any]) -> list[BatchId]:

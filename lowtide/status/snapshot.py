@@ -87,11 +87,29 @@ class RiskyBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineUse:
+    """The use of a pool's engines, as its workers last reported it; None where none knows.
+
+    `input_rate` and `output_rate` are tokens per second of all workers. `reporting` of them have an
+    engine that reports its load: `running` and `waiting` are the requests in these engines, of all
+    their clients, and `kv_cache` is the used share of the fullest KV cache.
+    """
+
+    input_rate: float | None = None
+    output_rate: float | None = None
+    reporting: int = 0
+    running: int | None = None
+    waiting: int | None = None
+    kv_cache: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LiveWorkers:
     """A pool's workers with an unexpired lease, and the time of their last heartbeat."""
 
     workers: int
     heartbeat_at: datetime
+    engines: EngineUse = EngineUse()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +158,10 @@ class SystemSnapshot:
     def pause(self, pool: Pool) -> PoolPause | None:
         """Return the pause of a pool, if there is one."""
         return next((pause for pause in self.pauses if pause.pool is pool), None)
+
+    def engines(self, pool: Pool) -> EngineUse:
+        """Return the use of a pool's engines."""
+        return self.live_workers[pool].engines if pool in self.live_workers else EngineUse()
 
     def workers(self, pool: Pool) -> int:
         """Return the number of a pool's workers with an unexpired lease."""
@@ -232,10 +254,18 @@ SELECT b.id, t.name, b.deadline FROM batches b JOIN tenants t ON t.id = b.tenant
 WHERE b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling') AND b.at_risk
 ORDER BY b.deadline LIMIT :most
 """
+# Telemetry comes from engines: a number that cannot be counts as unknown, NaN included.
 WORKERS = """
 SELECT pool, count(*) AS workers, max(heartbeat_at) AS heartbeat_at,
   coalesce(json_agg(json_build_array(name, pool, engine_state, engine_reason, engine_since) ORDER BY name)
-    FILTER (WHERE engine_state <> 'closed'), '[]')::text AS lost_engines
+    FILTER (WHERE engine_state <> 'closed'), '[]')::text AS lost_engines,
+  sum(input_token_rate) FILTER (WHERE input_token_rate BETWEEN 0 AND 1e12) AS input_rate,
+  sum(output_token_rate) FILTER (WHERE output_token_rate BETWEEN 0 AND 1e12) AS output_rate,
+  count(*) FILTER (WHERE num_nonnulls(engine_running, engine_waiting, engine_kv_cache) > 0)
+    AS reporting,
+  sum(engine_running) FILTER (WHERE engine_running BETWEEN 0 AND 1000000000) AS running,
+  sum(engine_waiting) FILTER (WHERE engine_waiting BETWEEN 0 AND 1000000000) AS waiting,
+  max(engine_kv_cache) FILTER (WHERE engine_kv_cache BETWEEN 0 AND 1) AS kv_cache
 FROM workers WHERE expires_at > now() GROUP BY pool
 """
 LAST_SEEN = "SELECT component, name, succeeded_at, failed_at, problem FROM last_seen"
@@ -302,7 +332,8 @@ def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
         tenants=tuple(map(_tenant, rows(_TENANTS))),
         risky=tuple(RiskyBatch(row.name, BatchId(row.id), row.deadline) for row in risky),
         live_workers={
-            Pool(row.pool): LiveWorkers(row.workers, row.heartbeat_at) for row in live_workers
+            Pool(row.pool): LiveWorkers(row.workers, row.heartbeat_at, _engine_use(row))
+            for row in live_workers
         },
         lost_engines=tuple(_lost_engines(live_workers)),
         last_seen={
@@ -349,6 +380,12 @@ def _tenant(row: Any) -> TenantLoad:
             Pool.DEDICATED: Depth(row.dedicated, row.running_dedicated),
         },
         oldest={pool: at for pool, at in oldest.items() if at is not None},
+    )
+
+
+def _engine_use(row: Any) -> EngineUse:
+    return EngineUse(
+        row.input_rate, row.output_rate, row.reporting, row.running, row.waiting, row.kv_cache
     )
 
 

@@ -21,6 +21,7 @@ from lowtide.worker.inputs import InputLoader
 from lowtide.worker.lease import LeaseKeeper, Utilization
 from lowtide.worker.loop import Worker, WorkerRules
 from lowtide.worker.results import FlushRules, ResultWriter
+from lowtide.worker.telemetry import TelemetryReader
 from lowtide.worker.tuning import ConcurrencyTuner
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def build_worker(
         new_id=new_id,
         lease_duration=settings.lease_duration,
         fleet=settings.fleet,
+        model_revision=settings.model_revision,
     )
     keeper = LeaseKeeper(
         queue,
@@ -87,6 +89,7 @@ def build_worker(
         rng=rng,
         tracer=tracer,
         tuner=_tuner(settings, engine, load_meter, watch, utilization),
+        telemetry=TelemetryReader(engine, watch, meter, keeper),
     )
 
 

@@ -84,6 +84,7 @@ class EngineWatch:
         self._breaker = Breaker(since=timer(), probe_at=timer(), patience=patience)
         self._throttle = Throttle.of(concurrency)
         self._limit = concurrency
+        meter.allowed(concurrency)
         self._last_success = float("-inf")
         self._failed: set[tuple[BatchId, int]] = set()
         self._ping: Ping | None = None
@@ -134,6 +135,7 @@ class EngineWatch:
 
     def allow(self, concurrency: int) -> None:
         """Change the max number of requests in flight."""
+        self._meter.allowed(concurrency)
         self._throttle = self._throttle.allowing(concurrency)
         self._apply_limit()
 

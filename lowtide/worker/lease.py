@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lowtide.core.ids import LeaseId
     from lowtide.core.pools import Pool
-    from lowtide.queue.rates import RateStore
+    from lowtide.queue.rates import RateStore, WorkerTelemetry
     from lowtide.queue.store import QueueStore
 
 
@@ -91,7 +91,7 @@ _RETRY_SECONDS = 0.5
 class LeaseKeeper:
     """Keeps the lease under which a worker claims and settles; `duration` is in seconds.
 
-    Each renewal reports the worker's utilization.
+    Each renewal reports the worker's utilization and its last `telemetry`.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class LeaseKeeper:
         # costs every claimed request.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lease")
         self.lease: LeaseId | None = None
+        self.telemetry: WorkerTelemetry | None = None
         self._reports: set[asyncio.Task[None]] = set()
         self._engine = self._reported = (BreakerState.CLOSED, "")
 
@@ -152,7 +153,8 @@ class LeaseKeeper:
                 continue
             try:
                 if await self._call(self._queue.renew, self.lease):
-                    await self._call(self._rates.report, self.lease, self.utilization.total())
+                    total = self.utilization.total()
+                    await self._call(self._rates.report, self.lease, total, self.telemetry)
                     await self._report_engine()
                     continue
             except LowtideError as error:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lowtide.worker.lease import LeaseKeeper
     from lowtide.worker.metrics import WorkerMetrics
     from lowtide.worker.results import ResultWriter
+    from lowtide.worker.telemetry import TelemetryReader
     from lowtide.worker.tuning import ConcurrencyTuner
 
 
@@ -79,6 +80,7 @@ class Worker:
         rng: Random,
         tracer: Tracer = UNTRACED,
         tuner: ConcurrencyTuner | None = None,
+        telemetry: TelemetryReader | None = None,
     ) -> None:
         self._queue = queue
         self._engine = engine
@@ -90,7 +92,7 @@ class Worker:
         self._budget = budget
         self._watch = watch
         self._rules = rules
-        self._tuner = tuner
+        self._beside = [each for each in (tuner, telemetry) if each is not None]
         self._prefetch = Prefetch(rules.prefetch)
         self._stopping = False
         self._room = asyncio.Event()
@@ -143,8 +145,7 @@ class Worker:
                     background.create_task(self._keeper.keep(self._runner.abandon)),
                     background.create_task(self._writer.run(self._room.set)),
                 ]
-                if self._tuner is not None:
-                    background_tasks.append(background.create_task(self._tuner.run()))
+                background_tasks += [background.create_task(each.run()) for each in self._beside]
                 await self._pull()
                 await self._runner.finish(self._rules.grace)
                 await self._writer.drain(DRAIN_SECONDS)

@@ -1,11 +1,18 @@
-"""The worker's metrics, named as in the original."""
+"""The worker's metrics, named as in the original, and those that its engine reports."""
 
 from __future__ import annotations
 
 from collections import Counter as Tally
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    SummaryMetricFamily,
+)
+from prometheus_client.registry import Collector
 
 from lowtide.engines.breaker import BreakerState
 from lowtide.engines.outcomes import Answered, Interrupted
@@ -14,8 +21,11 @@ from lowtide.queue.metrics import buried, interrupted, judged
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from prometheus_client.metrics_core import Metric
+
     from lowtide.core.pools import Pool, Prices
     from lowtide.engines.outcomes import Outcome
+    from lowtide.engines.telemetry import EngineTelemetry, Times
     from lowtide.queue.claims import Claim
 
 
@@ -45,6 +55,17 @@ _ENGINE_FAULTS = Counter(
     "Outcomes attributed to the engine, not to the request, by kind.",
     ["pool", "kind"],
 )
+_PROMPT_TOKENS = Counter(
+    "engine_prompt_tokens_total", "Input tokens of answers, by their usage.", ["fleet", "pool"]
+)
+_OUTPUT_TOKENS = Counter(
+    "engine_output_tokens_total", "Output tokens of answers, by their usage.", ["fleet", "pool"]
+)
+_CONCURRENCY = Gauge(
+    "worker_concurrency",
+    "Max requests in flight while the engine is well; with `auto`, as far as the search has come.",
+    ["fleet", "pool"],
+)
 _SPENT = Counter("replica_seconds_total", "Replica seconds of requests that ended.", ["pool"])
 _COST = Counter(
     "cost_total",
@@ -53,10 +74,106 @@ _COST = Counter(
 )
 
 
-class WorkerMetrics:
-    """The metrics of one worker; `on_answer` is called with the kinds of answer from its engine."""
+class _EngineReport(Collector):
+    """Collector of the last report of the worker's engine; what is unknown has no series."""
 
-    def __init__(self, pool: Pool, prices: Prices, on_answer: Callable[[str], None]) -> None:
+    def __init__(self) -> None:
+        self.labels: tuple[str, str] = ("", "")
+        self.seen: EngineTelemetry | None = None
+
+    def describe(self) -> Iterable[Metric]:
+        """Return the exported metrics without samples."""
+        return [*_engine_numbers().values(), *_engine_times().values()]
+
+    def collect(self) -> Iterable[Metric]:
+        """Return what the engine reported."""
+        if self.seen is None:
+            return
+        for field, number in _engine_numbers().items():
+            if (value := getattr(self.seen, field)) is not None:
+                number.add_metric(self.labels, value)
+                yield number
+        for field, histogram in _engine_times().items():
+            if (times := getattr(self.seen, field)) is not None:
+                yield _with_times(histogram, times, self.labels)
+
+
+_BY_FLEET = ("fleet", "pool")
+
+
+def _engine_numbers() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
+    """Return the metric of each number of EngineTelemetry."""
+    return {
+        "running": GaugeMetricFamily(
+            "engine_requests_running", "Requests in the engine's batch.", labels=_BY_FLEET
+        ),
+        "waiting": GaugeMetricFamily(
+            "engine_requests_waiting", "Requests in the engine's queue.", labels=_BY_FLEET
+        ),
+        "kv_cache": GaugeMetricFamily(
+            "engine_kv_cache_usage_ratio", "Used share of the engine's KV cache.", labels=_BY_FLEET
+        ),
+        "prefix_queries": CounterMetricFamily(
+            "engine_prefix_cache_queries", "Input tokens of the engine.", labels=_BY_FLEET
+        ),
+        "prefix_hits": CounterMetricFamily(
+            "engine_prefix_cache_hits",
+            "Input tokens that the engine found in its prefix cache.",
+            labels=_BY_FLEET,
+        ),
+    }
+
+
+def _engine_times() -> dict[str, HistogramMetricFamily]:
+    """Return the metric of each of the Times of EngineTelemetry."""
+    return {
+        "first_token": HistogramMetricFamily(
+            "engine_time_to_first_token_seconds",
+            "Seconds to the first token, as the engine reports them.",
+            labels=_BY_FLEET,
+        ),
+        "output_token": HistogramMetricFamily(
+            "engine_time_per_output_token_seconds",
+            "Seconds per output token, as the engine reports them.",
+            labels=_BY_FLEET,
+        ),
+    }
+
+
+def _with_times(histogram: HistogramMetricFamily, times: Times, labels: tuple[str, str]) -> Metric:
+    """Return a metric of times; without buckets only their sum and number: no quantile is known."""
+    if times.buckets:
+        histogram.add_metric(labels, times.buckets, times.seconds)
+        return histogram
+    summary = SummaryMetricFamily(histogram.name, histogram.documentation, labels=_BY_FLEET)
+    summary.add_metric(labels, times.count, times.seconds)
+    return summary
+
+
+_ENGINE_REPORT = _EngineReport()
+REGISTRY.register(_ENGINE_REPORT)
+
+
+class WorkerMetrics:
+    """The metrics of one worker; `on_answer` is called with the kinds of answer from its engine.
+
+    `tokens` counts the input and output tokens of all answers.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        prices: Prices,
+        on_answer: Callable[[str], None],
+        *,
+        fleet: str = "default",
+    ) -> None:
+        self.tokens = (0, 0)
+        by_fleet = (fleet, pool.value)
+        self._prompt_tokens = _PROMPT_TOKENS.labels(*by_fleet)
+        self._output_tokens = _OUTPUT_TOKENS.labels(*by_fleet)
+        self._concurrency = _CONCURRENCY.labels(*by_fleet)
+        _ENGINE_REPORT.labels = by_fleet
         self._on_answer = on_answer
         self._price = prices.of_second(pool)
         self._pool = pool.value
@@ -76,10 +193,17 @@ class WorkerMetrics:
                 self._wait.observe(claim.waited)
 
     def ran(self, outcomes: Iterable[Outcome]) -> None:
-        """Count the engine's answers."""
+        """Count the engine's answers and their tokens."""
+        outcomes = list(outcomes)
         for answer, lines in Tally(map(_answer, outcomes)).items():
             _ANSWERS.labels(self._pool, answer).inc(lines)
             self._on_answer(answer)
+        usages = [outcome.usage for outcome in outcomes if isinstance(outcome, Answered)]
+        prompt = sum(usage.input_tokens for usage in usages)
+        output = sum(usage.output_tokens for usage in usages)
+        self._prompt_tokens.inc(prompt)
+        self._output_tokens.inc(output)
+        self.tokens = (self.tokens[0] + prompt, self.tokens[1] + output)
 
     def settled(self, completed: int, failed: int, dead_letters: int) -> None:
         """Count requests that left the worker; released ones count as failed."""
@@ -107,6 +231,14 @@ class WorkerMetrics:
     def engine_failed(self, kind: str) -> None:
         """Count a fault of the engine."""
         _ENGINE_FAULTS.labels(self._pool, kind).inc()
+
+    def engine_reports(self, telemetry: EngineTelemetry | None) -> None:
+        """Export what the engine reports of itself; None for nothing."""
+        _ENGINE_REPORT.seen = telemetry
+
+    def allowed(self, in_flight: int) -> None:
+        """Record the max number of requests in flight."""
+        self._concurrency.set(in_flight)
 
     def engine_is(self, state: BreakerState) -> None:
         """Record the state of the engine breaker."""

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from monitoring.dashboards import overview, queue, sla, tenants, workers
+from monitoring.dashboards import engines, overview, queue, sla, tenants, workers
 
-ALL = (overview.build, sla.build, queue.build, workers.build, tenants.build)
+ALL = (overview.build, sla.build, queue.build, workers.build, engines.build, tenants.build)

@@ -21,6 +21,7 @@ ALARM: Final = "red"
 _VARIABLES: Final = {
     "namespace": "label_values(lowtide_build_info, namespace)",
     "pool": 'label_values(queue_depth{namespace=~"$namespace"}, pool)',
+    "fleet": 'label_values(worker_concurrency{namespace=~"$namespace"}, fleet)',
     "tenant": 'label_values(tenant_open_batches{namespace=~"$namespace"}, tenant)',
     "batch": 'label_values(batch_at_risk_seconds_left{namespace=~"$namespace"}, batch)',
 }

@@ -10,7 +10,7 @@ from nicegui import ui
 
 from lowtide.explain.words import advice, compared, words
 from portal.components.basics import heading
-from portal.formats import absolute, duration, number
+from portal.formats import absolute, duration, number, token_rates
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -83,7 +83,7 @@ def figures(explanation: Explanation) -> list[tuple[str, str]]:
     if explanation.forecast is not None:
         rows.append(("Expected end", _range(explanation.forecast)))
     if explanation.rate is not None:
-        rows.append(("Rate", f"{explanation.rate:.3g} requests/s"))
+        rows.append(("Rate", f"{explanation.rate:.3g} requests/s{_tokens(explanation)}"))
     if explanation.first_wait is not None:
         rows.append(("First request started", f"after {_span(explanation.first_wait)}"))
     if explanation.waited is not None and explanation.request_seconds is not None:
@@ -94,6 +94,15 @@ def figures(explanation: Explanation) -> list[tuple[str, str]]:
     if explanation.comparison is not None:
         rows.append(("Earlier runs", compared(explanation.comparison)))
     return rows
+
+
+def _tokens(explanation: Explanation) -> str:
+    """Return the tokens per second in words, to two digits; empty if there are none."""
+    rates = [
+        None if rate is None else float(f"{rate:.2g}")
+        for rate in (explanation.input_token_rate, explanation.output_token_rate)
+    ]
+    return f", {token_rates(*rates)}" if any(rates) else ""
 
 
 def _range(forecast: Forecast) -> str:

@@ -23,7 +23,7 @@ from portal.components.charts import (
 from portal.components.frame import page
 from portal.components.pausing import PauseNotes, set_paused
 from portal.dashboards import dashboard_links
-from portal.formats import counted, duration, number
+from portal.formats import counted, duration, number, token_rates
 from portal.live import Live
 from portal.loading import soon
 from portal.pulse import PULSE
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from lowtide.status.history import History, PoolPoint
-    from lowtide.status.snapshot import SystemSnapshot, TenantLoad
+    from lowtide.status.snapshot import EngineUse, SystemSnapshot, TenantLoad
     from portal.dashboards import Dashboards
     from portal.watching import Watching
 
@@ -134,6 +134,7 @@ class PoolControl:
                     self._state = ui.label("").classes("badge").mark(f"{pool} state")
                 self._button = self._add_button(on_pause) if may_act else None
             self._figures = ui.label("")
+            self._engines = ui.label("").mark(f"{pool} engines")
         self._show_state(paused=False)
 
     def _add_button(self, on_pause: Callable[[Pool, bool], Awaitable[None]]) -> ui.button:
@@ -148,6 +149,10 @@ class PoolControl:
             f"{counted(depth.queued, 'request')} queued, {number(depth.running)} running · "
             f"{workers} running, {number(desired)} needed"
         )
+        self._engines.text = engines_in_words(
+            snapshot.engines(self._pool), snapshot.workers(self._pool)
+        )
+        self._engines.set_visibility(bool(self._engines.text))
         paused = snapshot.pause(self._pool) is not None
         if paused != self._paused:
             self._show_state(paused=paused)
@@ -159,6 +164,26 @@ class PoolControl:
         self._state.classes(remove=f"badge-{other}", add=f"badge-{tone}")
         if self._button is not None:
             self._button.text = f"Resume {self._pool}" if paused else f"Pause {self._pool}…"
+
+
+def engines_in_words(engines: EngineUse, workers: int) -> str:
+    """Return the use of a pool's engines in words; empty while nothing of it is known."""
+    load = []
+    if engines.running is not None:
+        load.append(f"{number(engines.running)} running")
+    if engines.waiting is not None:
+        load.append(f"{number(engines.waiting)} waiting")
+    if engines.kv_cache is not None:
+        caches = "KV cache" if engines.reporting == 1 else "KV caches up to"
+        load.append(f"{caches} {engines.kv_cache:.0%} full")
+    parts = [token_rates(engines.input_rate, engines.output_rate)]
+    if load:
+        some = engines.reporting < workers
+        where = (
+            f"{number(engines.reporting)} of {counted(workers, 'engine')}" if some else "engines"
+        )
+        parts.append(f"in {where}: {', '.join(load)}")
+    return " · ".join(filter(None, parts))
 
 
 PATH: Final = "/queues"

@@ -44,6 +44,12 @@ ID = "batch_req_00000000000000000000000000000abc00000007"
             '"request_id":"r","body":"é"},"error":null}\n',
             id="odd characters",
         ),
+        pytest.param(
+            FinishedLine(7, "a", 200, "r", '{"x_lowtide":1}', model_revision="v2\u2028"),
+            '{"id":"%s","custom_id":"a","response":{"status_code":200,"request_id":"r",'
+            '"x_lowtide":{"model_revision":"v2\\u2028"},"body":{"x_lowtide":1}},"error":null}\n',
+            id="revision of the model",
+        ),
     ],
 )
 def test_line_renders_to_exact_bytes(line: FinishedLine, text: str) -> None:

@@ -164,7 +164,9 @@ def test_next_segment_is_found_by_key(loaded: World) -> None:
 
 @pytest.mark.parametrize("statement", [queue_store.FINISH, queue_store.TAKE_BACK])
 def test_settling_finds_claims_by_key(loaded: World, statement: str) -> None:
-    nodes = plan_nodes(loaded.worker, statement, lease=new_id(), rows="[]", body=None)
+    nodes = plan_nodes(
+        loaded.worker, statement, lease=new_id(), rows="[]", body=None, model_revision=None
+    )
     assert _scanned(nodes) == set()
     assert "claims_pkey" in _indexes(nodes)
 

@@ -194,7 +194,12 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     ),
     "finish 48": (
         queue_store.FINISH,
-        lambda load: {"lease": LEASE, "rows": _finished(load), "body": None},
+        lambda load: {
+            "lease": LEASE,
+            "rows": _finished(load),
+            "body": None,
+            "model_revision": None,
+        },
         2500,
     ),
     "take back 48": (

@@ -22,6 +22,7 @@ WORKER = ALL | {
     "queue_wait_time_seconds_count", "requests_sla_met_total", "requests_sla_violated_total",
     "spot_interruptions_total", "replica_seconds_total", "cost_total", "engine_answers_total",
     "dead_letters_total", "worker_engine_up", "requests_ended_total",
+    "engine_prompt_tokens_total", "engine_output_tokens_total", "worker_concurrency",
 }  # fmt: skip
 SCHEDULER = ALL | {
     "autoscaler_desired_spot_replicas", "autoscaler_desired_dedicated_replicas",
@@ -34,6 +35,16 @@ SCHEDULER = ALL | {
     "retention_oldest_overdue_seconds",
 }  # fmt: skip
 API = ALL | {"api_requests_total", "api_request_seconds_bucket"}
+# Reported by real engines.
+ENGINE = {
+    "engine_requests_running", "engine_requests_waiting", "engine_kv_cache_usage_ratio",
+    "engine_prefix_cache_queries_total", "engine_prefix_cache_hits_total",
+    *(
+        f"engine_time_{time}_token_seconds_{part}"
+        for time in ("to_first", "per_output")
+        for part in ("bucket", "sum", "count")
+    ),
+}  # fmt: skip
 # Exported only after a rate limit, a batch at risk, a dead letter, a measured rate or an engine fault.
 SOMETIMES = {
     "api_rate_limited_total", "batch_at_risk_seconds_left", "tenant_dead_letters",
@@ -85,6 +96,10 @@ def test_processes_export_metrics_of_dashboards_and_alerts(stack: LocalStack) ->
     assert total["engine_answers_total"] > REQUESTS
     assert total["requests_sla_violated_total"] == 0
     assert total["cost_total"] > 0
+    assert total["engine_prompt_tokens_total"] > REQUESTS
+    assert total["engine_output_tokens_total"] > REQUESTS
+    # The simulated engine reports nothing of itself.
+    assert not any(worker.keys() & ENGINE for worker in workers)
 
     scheduler = stack.program("schedule").health_port
     # The next tick handles an open batch.
@@ -97,7 +112,7 @@ def test_processes_export_metrics_of_dashboards_and_alerts(stack: LocalStack) ->
     read, portal = (scrape(stack.program(name).health_port) for name in ("read", "portal"))
     assert read.keys() >= API
     assert portal.keys() >= ALL
-    assert exported_names() - SOMETIMES - TENANT <= (
+    assert exported_names() - SOMETIMES - TENANT - ENGINE <= (
         WORKER | SCHEDULER | API | {"queue_wait_time_seconds_bucket"}
     )
     assert any("queue_wait_time_seconds_bucket" in worker for worker in workers)

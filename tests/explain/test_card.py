@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
 from lowtide.batches.model import BatchStatus
 from lowtide.batches.workload import Forecast
 from lowtide.explain.model import Advice, Comparison, Explanation, Factor, Finding
@@ -19,6 +21,8 @@ EXPLANATION = Explanation(
     contributing=(Finding(Factor.RETRIES, {"retries": 10, "ended": 90, "delayed": 0}),),
     forecast=Forecast(EARLY, EARLY + timedelta(hours=2), EARLY + timedelta(hours=3)),
     rate=2.5,
+    input_token_rate=12_345.6,
+    output_token_rate=331.0,
     waited=90.0,
     request_seconds=2.0,
     retry_share=0.1,
@@ -33,7 +37,7 @@ def test_card_names_factor_figures_and_advice() -> None:
     assert card.contributing == ("10 of 100 attempts failed and were repeated",)
     assert card.advice == ("Resume spot: 1 h sooner",)
     figures = dict(card.figures)
-    assert figures["Rate"] == "2.5 requests/s"
+    assert figures["Rate"] == "2.5 requests/s, 12,000 input and 330 output tokens/s"
     assert figures["Time per request"] == "waited 1 min 30 s and ran 2 s on average"
     assert figures["Earlier runs"].endswith("the median of the last 7 runs is 4 (50% slower)")
 
@@ -45,6 +49,12 @@ def test_card_stays_the_same_within_a_minute() -> None:
     moved = replace(forecast, likely=forecast.likely + timedelta(microseconds=5))
     later = replace(EXPLANATION, at=EARLY + timedelta(seconds=2), forecast=moved)
     assert card_of(later) == card_of(EXPLANATION)
+
+
+@pytest.mark.parametrize("rate", [None, 0.0])
+def test_card_without_tokens_names_none(rate: float | None) -> None:
+    card = card_of(replace(EXPLANATION, input_token_rate=rate, output_token_rate=rate))
+    assert dict(card.figures)["Rate"] == "2.5 requests/s"
 
 
 def test_unknown_end_is_said() -> None:

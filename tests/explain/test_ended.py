@@ -25,6 +25,8 @@ ENDED = replace(
     finalizing_at=EARLY,
     total=500,
     outcomes=Outcomes(completed=500),
+    input_tokens=50_000,
+    output_tokens=10_000,
 )
 EXPIRED = replace(ENDED, status=BatchStatus.EXPIRED, outcomes=Outcomes(completed=400, expired=100))
 BOUND = Bound(500, 100.0, 2, 1.0, 200)
@@ -115,6 +117,33 @@ def test_limit_of_ended_batch(facts: Facts, factor: Factor, text: str) -> None:
     assert text in words(explanation.limiting.factor, explanation.limiting.numbers)
     assert explanation.forecast is None
     assert explanation.advice == ()
+
+
+@pytest.mark.parametrize(
+    ("facts", "rates"),
+    [
+        pytest.param(_facts(), (50.0, 10.0), id="ended, by its mean rate"),
+        pytest.param(
+            _facts(
+                replace(ENDED, status=BatchStatus.IN_PROGRESS),
+                depths={Pool.SPOT: Depth(90, 8), Pool.DEDICATED: Depth(0, 0)},
+            ),
+            (200.0, 40.0),
+            id="running, 8 at 4 s each",
+        ),
+        pytest.param(
+            _facts(replace(ENDED, status=BatchStatus.IN_PROGRESS)), (0.0, 0.0), id="none runs"
+        ),
+        pytest.param(
+            _facts(replace(ENDED, outcomes=Outcomes(expired=500))), (None, None), id="no result"
+        ),
+    ],
+)
+def test_token_rates_are_those_of_a_mean_request(
+    facts: Facts, rates: tuple[float | None, float | None]
+) -> None:
+    explanation = explain(facts)
+    assert (explanation.input_token_rate, explanation.output_token_rate) == pytest.approx(rates)
 
 
 def test_ended_batch_has_mean_rate_and_comparison() -> None:

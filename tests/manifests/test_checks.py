@@ -355,3 +355,16 @@ def test_checkov_reports_finding_without_allowance(gpu_documents: list[Document]
 def test_missing_folder_is_reported() -> None:
     with pytest.raises(BadManifest, match="is missing"):
         rendered("knative/overlays/none")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_workers_roll_one_replica_at_a_time(overlay: str) -> None:
+    strategies = {
+        label(document): document["spec"]["strategy"]["rollingUpdate"]
+        for document in rendered(f"knative/overlays/{overlay}")
+        if label(document) in {"Deployment/infer-spot", "Deployment/infer-dedicated"}
+    }
+    # With a GPU for each replica, a surge one would find none.
+    surge = int(overlay != "prod-gpu")
+    rolling = {"maxSurge": surge, "maxUnavailable": 1 - surge}
+    assert strategies == {"Deployment/infer-spot": rolling, "Deployment/infer-dedicated": rolling}

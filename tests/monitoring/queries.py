@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 # Series that Prometheus itself generates.
 BUILT_IN = {"up", "ALERTS"}
+# Default counters of NVIDIA's DCGM exporter 4.5.3 (etc/default-counters.csv).
+OF_GPUS = {
+    "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_FREE", "DCGM_FI_DEV_POWER_USAGE",
+}  # fmt: skip
 _VARIABLE = re.compile(r"\$(?:__)?[a-z_]+")
 _LABEL_VALUES = re.compile(r"label_values\((.+), \w+\)")
 
@@ -93,7 +97,7 @@ def used_names() -> dict[str, set[str]]:
 
 def exported_names() -> set[str]:
     """Return the exported metric names that rules and panels need."""
-    return set(used_names()) - recordings() - BUILT_IN
+    return set(used_names()) - recordings() - BUILT_IN - OF_GPUS
 
 
 def _panels(panels: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

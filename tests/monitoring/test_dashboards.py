@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 from monitoring.generate import HERE, files
 from tests.monitoring.queries import (
     BUILT_IN,
+    OF_GPUS,
     boards,
     expressions_of,
     names_in,
@@ -23,6 +24,7 @@ UIDS = {
     "lowtide-sla": {"datasource", "namespace", "tenant", "batch"},
     "lowtide-queue": {"datasource", "namespace", "pool"},
     "lowtide-workers": {"datasource", "namespace", "pool"},
+    "lowtide-engines": {"datasource", "namespace", "fleet", "pool"},
     "lowtide-tenants": {"datasource", "namespace", "pool", "tenant"},
 }
 # Exported, but of no use on a dashboard.
@@ -67,7 +69,7 @@ def test_dashboard_has_uid_and_used_variables(name: str) -> None:
 
 
 def test_every_used_metric_is_exported_or_recorded() -> None:
-    known = set().union(*exported().values()) | recordings() | BUILT_IN
+    known = set().union(*exported().values()) | recordings() | BUILT_IN | OF_GPUS
     assert {
         name: sorted(places) for name, places in used_names().items() if name not in known
     } == {}

@@ -18,6 +18,7 @@ from lowtide.events.model import EventType
 from lowtide.objects.joined import JoinedObjects
 from lowtide.objects.store import ObstoreObjects
 from lowtide.pipeline.finalize import Finalizer
+from lowtide.queue.store import QueueStore
 from tests.worker.workers import Sink, WaitingPublisher
 from tests.worlds import Running, done, gate, together
 
@@ -29,8 +30,14 @@ if TYPE_CHECKING:
     from tests.worlds import World
 
 
+REVISION = 'v2"},"body":{'
+
+
 class Drained:
-    """A drained batch of segments in a folder of objects; odd requests succeeded."""
+    """A drained batch of segments in a folder of objects; odd requests succeeded.
+
+    A worker with a model revision answered every third.
+    """
 
     def __init__(self, world: World, folder: Path, sizes: Sequence[int]) -> None:
         self.world, self.folder, self.sink = world, folder, Sink()
@@ -42,7 +49,11 @@ class Drained:
             done(claim, succeeded=claim.line % 2 == 1, body=_body(claim.line))
             for claim in world.queue.claim(lease, Pool.SPOT, self.count)
         ]
-        world.queue.settle(lease, results, [])
+        for queue, answers in (
+            (world.queue, [result for result in results if result.line % 3]),
+            (_queue_of_revision(world), [result for result in results if not result.line % 3]),
+        ):
+            queue.settle(lease, answers, [])
         world.run("DELETE FROM segments WHERE batch_id = :batch", batch=self.batch)
         for number, size in enumerate(sizes, 1):
             first = sum(sizes[: number - 1]) + 1
@@ -102,13 +113,21 @@ class Drained:
         ]
 
 
+def _queue_of_revision(world: World) -> QueueStore:
+    return QueueStore(world.worker, new_id=new_id, lease_duration=30.0, model_revision=REVISION)
+
+
 def _body(line: int) -> bytes:
     return json.dumps({"é": "x" * (line % 50)}).encode()
 
 
 def _rendered(batch: BatchId, line: int) -> bytes:
     status = 200 if line % 2 else 400
-    return render(batch, FinishedLine(line, str(line), status, "r", _body(line).decode()))
+    revision = None if line % 3 else REVISION
+    answer = FinishedLine(
+        line, str(line), status, "r", _body(line).decode(), model_revision=revision
+    )
+    return render(batch, answer)
 
 
 @pytest.mark.parametrize(

@@ -129,16 +129,18 @@ def add_claimed(engine: Engine, batch: UUID, pool: str, lines: range) -> None:
     )
 
 
-def add_worker(engine: Engine, pool: str, *, expires_in: int = 3600) -> None:
-    """Register a worker whose lease ends in so many seconds."""
+def add_worker(engine: Engine, pool: str, *, expires_in: int = 3600) -> UUID:
+    """Register a worker whose lease ends in so many seconds; return its lease."""
+    lease = uuid4()
     with engine.begin() as connection:
         connection.execute(
             text(
                 "INSERT INTO workers (id, pool, name, expires_at) "
                 "VALUES (:id, :pool, 'host/1', now() + make_interval(secs => :expires_in))"
             ),
-            {"id": uuid4(), "pool": pool, "expires_in": expires_in},
+            {"id": lease, "pool": pool, "expires_in": expires_in},
         )
+    return lease
 
 
 def add_samples(engine: Engine, *, minutes: int) -> None:

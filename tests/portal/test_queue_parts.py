@@ -24,10 +24,10 @@ from lowtide.status.history import (
     SlaBar,
     unbroken,
 )
-from lowtide.status.snapshot import LostEngine
+from lowtide.status.snapshot import EngineUse, LostEngine
 from portal.components.charts import Line, Mark, drawn, marks_of, whole_bars
 from portal.components.pausing import consequences, note_of
-from portal.pages.queues import address_of, range_of, throughput
+from portal.pages.queues import address_of, engines_in_words, range_of, throughput
 from portal.polling import Readings
 from portal.watching import FollowedHistory
 
@@ -81,6 +81,35 @@ def test_tile_of_throughput_adds_up_last_points_of_chart() -> None:
     shown = throughput(History(HistoryRange.HOUR, NOW, points))
     assert shown == ("22.5/s", "20 spot · 2.5 dedicated, mean of 1 min")
     assert throughput(History(HistoryRange.HOUR, NOW)) == ("—", "no sample")
+
+
+@pytest.mark.parametrize(
+    ("engines", "text"),
+    [
+        pytest.param(EngineUse(), "", id="nothing known"),
+        pytest.param(EngineUse(0.0, 0.0), "0 input and 0 output tokens/s", id="idle"),
+        pytest.param(
+            EngineUse(12_345.6, 3.21), "12,346 input and 3.2 output tokens/s", id="no report"
+        ),
+        pytest.param(
+            EngineUse(1.0, 2.0, 4, 128, 6, 0.834),
+            "1 input and 2 output tokens/s · in engines: 128 running, 6 waiting, KV caches up to 83% full",
+            id="everything",
+        ),
+        pytest.param(
+            EngineUse(None, None, 3, 0, 0, None),
+            "in 3 of 4 engines: 0 running, 0 waiting",
+            id="some report",
+        ),
+        pytest.param(
+            EngineUse(reporting=1, kv_cache=1.0),
+            "in 1 of 4 engines: KV cache 100% full",
+            id="cache",
+        ),
+    ],
+)
+def test_engines_are_in_words(engines: EngineUse, text: str) -> None:
+    assert engines_in_words(engines, 4) == text
 
 
 def test_pauses_and_lost_engines_are_marks() -> None:

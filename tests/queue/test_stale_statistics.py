@@ -123,7 +123,8 @@ def test_settlement_reads_few_rows_per_request(stale: Database) -> None:
          "cached_tokens": 0, "reasoning_tokens": 0}
         for line in range(1, 51)
     ]  # fmt: skip
-    assert rows_touched(stale, FINISH, lease=LEASE, rows=json.dumps(rows), body=None) < 50 * 30
+    parameters = {"rows": json.dumps(rows), "body": None, "model_revision": None}
+    assert rows_touched(stale, FINISH, lease=LEASE, **parameters) < 50 * 30
 
 
 def test_results_page_reads_few_rows_per_request(stale: Database) -> None:

@@ -25,6 +25,7 @@ from lowtide.status.snapshot import (
     RISKY,
     TOTALS,
     Backlog,
+    EngineUse,
     SnapshotStore,
     SystemSnapshot,
     Totals,
@@ -122,6 +123,46 @@ def test_load_is_counted_by_tenant_and_pool(database: Database) -> None:
     (risky_batch,) = snapshot.risky
     assert (risky_batch.tenant, risky_batch.batch) == ("default", BatchId(risky))
     assert risky_batch.deadline > snapshot.at
+
+
+def _telemetry(database: Database, *values: str, pool: str = "spot") -> None:
+    """Add a worker that reported these values."""
+    worker = database.engine("worker")
+    lease = add_worker(worker, pool)
+    with worker.begin() as connection:
+        connection.execute(
+            text(f"""UPDATE workers SET (input_token_rate, output_token_rate, engine_running,
+  engine_waiting, engine_kv_cache) = ({", ".join(values)}) WHERE id = :lease"""),  # noqa: S608
+            {"lease": lease},
+        )
+
+
+NAN, HUGE = "'NaN'", "1e300"
+
+
+def test_telemetry_of_workers_is_added_up_by_pool(database: Database) -> None:
+    for _ in range(200):
+        _telemetry(database, "100", "20.5", "64", "3", "0.25")
+    _telemetry(database, "0", "0", "1", "0", "1")
+    _telemetry(database, "7", "8", "NULL", "NULL", "NULL", pool="dedicated")
+    snapshot = _read(database)
+    assert snapshot.engines(Pool.SPOT) == EngineUse(20_000, 4100, 201, 12_801, 600, 1.0)
+    assert snapshot.engines(Pool.DEDICATED) == EngineUse(7, 8)
+
+
+@pytest.mark.parametrize("value", [NAN, HUGE, "-1", "'Infinity'", "'-Infinity'"])
+def test_impossible_telemetry_is_unknown(database: Database, value: str) -> None:
+    for _ in range(2):
+        _telemetry(database, value, value, "-1", "-2147483648", value)
+    assert _read(database).engines(Pool.SPOT) == EngineUse(reporting=2)
+    _telemetry(database, "5", "6", "2147483647", "1000000000", "0")
+    assert _read(database).engines(Pool.SPOT) == EngineUse(5, 6, 3, None, 1_000_000_000, 0)
+
+
+def test_pool_whose_workers_report_nothing_has_no_telemetry(database: Database) -> None:
+    add_worker(database.engine("worker"), "spot")
+    snapshot = _read(database)
+    assert snapshot.engines(Pool.SPOT) == snapshot.engines(Pool.DEDICATED) == EngineUse()
 
 
 def test_recent_batches_are_newest_first_with_tallies(database: Database) -> None:

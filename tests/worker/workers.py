@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import LeaseId
     from lowtide.engines.load import EngineLoad
     from lowtide.engines.model import EngineRequest, Ping
+    from lowtide.engines.telemetry import EngineTelemetry
     from lowtide.events.model import Event
     from lowtide.queue.claims import Claim, Finished, Returned, Settled
     from lowtide.telemetry.tracing import Tracer
@@ -70,6 +71,7 @@ class ScriptedEngine:
         self.probes: list[Ping | None] = []
         self.probed = Probed(well=True, answers=True)
         self.limits: list[int] = []
+        self.reports: EngineTelemetry | None = None
         self._released = asyncio.Event()
         if not hold:
             self._released.set()
@@ -103,6 +105,9 @@ class ScriptedEngine:
 
     async def load(self) -> EngineLoad | None:
         return None
+
+    async def telemetry(self) -> EngineTelemetry | None:
+        return self.reports
 
     async def models(self) -> Sequence[str]:
         return ("model-a", "model-b")
@@ -182,6 +187,9 @@ class Meter(WorkerMetrics):
     idled: list[float] = field(default_factory=list)
     engine_faults: list[str] = field(default_factory=list)
     engine_states: list[BreakerState] = field(default_factory=list)
+    concurrency: list[int] = field(default_factory=list)
+    reports: list[EngineTelemetry | None] = field(default_factory=list)
+    tokens: tuple[int, int] = (0, 0)
 
     def dequeued(self, claims: Sequence[Claim]) -> None:
         self.claimed += len(claims)
@@ -209,6 +217,12 @@ class Meter(WorkerMetrics):
 
     def engine_failed(self, kind: str) -> None:
         self.engine_faults.append(kind)
+
+    def engine_reports(self, telemetry: EngineTelemetry | None) -> None:
+        self.reports.append(telemetry)
+
+    def allowed(self, in_flight: int) -> None:
+        self.concurrency.append(in_flight)
 
     def engine_is(self, state: BreakerState) -> None:
         self.engine_states.append(state)
