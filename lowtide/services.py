@@ -46,7 +46,11 @@ if TYPE_CHECKING:
 
 def line_limits(settings: Settings) -> Limits:
     """Return the limits on input files."""
-    return Limits(max_lines=settings.max_batch_lines, max_line_bytes=settings.max_line_bytes)
+    return Limits(
+        max_lines=settings.max_batch_lines,
+        max_line_bytes=settings.max_line_bytes,
+        prefix_order=settings.prefix_order,
+    )
 
 
 def capacity(settings: Settings) -> Capacity:

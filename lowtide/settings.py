@@ -238,6 +238,10 @@ class Settings(BaseSettings):
         description="Max requests of a segment: large batches are split and finalized a segment at a "
         "time, in parallel.",
     )
+    prefix_order: bool = Field(
+        default=True,
+        description="TODO",
+    )
     max_line_bytes: int = Field(
         default=33_554_432,
         gt=0,

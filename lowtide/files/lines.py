@@ -11,6 +11,7 @@ from zlib import crc32
 import msgspec
 
 from lowtide.files.checks import LineChecks, repeated_id
+from lowtide.files.prefixes import Prefixes
 from lowtide.files.syntax import HALF, decode_body, without_halves
 
 if TYPE_CHECKING:
@@ -32,11 +33,12 @@ _SPACE = b" \t\r"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits on an input file."""
+    """The limits on an input file, and whether its requests are ordered by prefix."""
 
     max_lines: int = 50_000
     max_line_bytes: int = 32 * 1024 * 1024
     max_problems: int = 100
+    prefix_order: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,17 @@ class Problem:
 
 
 class InputLine(msgspec.Struct, frozen=True, gc=False):
-    """A request of a file; `number` counts from 1, the rest locates and verifies its bytes."""
+    """A request of a file; `number` counts from 1, the rest locates and verifies its bytes.
+
+    `prefix` has the earlier requests whose prompts begin like its own, see `files.prefixes`.
+    """
 
     number: int
     custom_id: str
     offset: int
     length: int
     checksum: int | None = None
+    prefix: tuple[int, ...] = ()
 
 
 class UnsendableBody(ValueError):
@@ -120,6 +126,7 @@ class LineReader:
         self.problems: list[Problem] = []
         self.requests = 0
         self._checks = LineChecks(endpoint, endpoints)
+        self._prefixes = Prefixes() if self.limits.prefix_order else None
         self._buffer: list[bytes] = []
         self._buffer_bytes = 0
         self._overlong = False
@@ -243,8 +250,12 @@ class LineReader:
         self.requests += 1
         custom_id = self._checks.accept(request, self._line_number) or self._examine(request)
         if custom_id is not None:
+            number = self.requests
+            prefix = (
+                self._prefixes.find(self.endpoint, request, number) if self._prefixes else ()
+            )
             requests.append(
-                InputLine(self.requests, custom_id, start, len(request), checksum_of(request))
+                InputLine(number, custom_id, start, len(request), checksum_of(request), prefix)
             )
 
     def _examine(self, request: bytes) -> str | None:

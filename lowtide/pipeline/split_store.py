@@ -96,7 +96,7 @@ WHERE id = :file AND object_key = :input_key
 # COPY cannot write to a table with row-level security, hence the detour.
 _INCOMING = text("""
 CREATE TEMPORARY TABLE incoming (
-  line integer, start bigint, length integer, checksum integer, custom_id text)
+  line integer, start bigint, length integer, checksum integer, place integer, custom_id text)
 ON COMMIT DROP
 """)
 _COPY = "COPY incoming FROM STDIN"
@@ -105,9 +105,12 @@ INSERT INTO requests (batch_id, tenant_id, line, start, length, checksum, custom
 SELECT :batch, :tenant, line, start, length, checksum, custom_id FROM incoming
 WHERE line BETWEEN :first AND :last
 """)
+# Claims take the requests of a batch in the order in which they became available: a microsecond for
+# each place makes that the order by prefix.
 _QUEUE = text("""
 INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
-SELECT b.id, b.tenant_id, b.deadline, now(), now(), i.line, b.start_pool
+SELECT b.id, b.tenant_id, b.deadline, now() - (:last - i.place) * interval '1 microsecond', now(),
+  i.line, b.start_pool
 FROM incoming i, batches b WHERE b.id = :batch
 """)
 _START = text("""
@@ -233,7 +236,8 @@ class SplitTransaction:
         return is_open
 
     def _queue(self) -> None:
-        self._connection.execute(_QUEUE, {"batch": self.job.batch})
+        last = self.segment.first_line + self.segment.lines - 1
+        self._connection.execute(_QUEUE, {"batch": self.job.batch, "last": last})
         self._connection.execute(_NOTIFY, {"channel": QUEUED_CHANNEL})
 
     def _store(self) -> None:

@@ -1,0 +1,72 @@
+"""The order of requests by prefix: those whose prompts begin alike go next to each other.
+
+An engine with a prefix cache computes a common beginning once, if it meets the next request that
+has it before the cache is full of others. The order is kept per window of requests: groups in the
+order of their first request, requests in the order of the file. A file whose prompts have nothing
+in common keeps its order, as does one that is grouped already.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowtide.files.lines import InputLine
+
+WINDOW: Final = 16_384
+"""Requests that are ordered together."""
+LEVELS: Final = tuple(512 << n for n in range(8))
+"""Compared beginnings, in bytes of JSON: at least half of what two prompts share is found."""
+_MAX_KNOWN: Final = 65_536
+"""Beginnings to remember: a few MB."""
+_MARKERS: Final = {
+    "/v1/chat/completions": b'"messages"',
+    "/v1/completions": b'"prompt"',
+    "/v1/responses": b'"input"',
+}
+
+
+class Prefixes:
+    """Find the requests whose prompts begin like earlier ones of the same file."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, int] = {}
+
+    def find(self, endpoint: str | None, line: bytes, number: int) -> tuple[int, ...]:
+        """Return, for each level, the first request whose prompt begins like that of this line.
+
+        Ends before the first level that no earlier request shares. Other endpoints have no prompt
+        of which an engine could keep anything.
+        """
+        marker = _MARKERS.get(endpoint or "")
+        start = -1 if marker is None else line.find(marker)
+        if start < 0:
+            return ()
+        if len(self._first) > _MAX_KNOWN:
+            self._first.clear()
+        found: list[int] = []
+        low, before = start, 0
+        for level in LEVELS:
+            high = start + level
+            if high > len(line):
+                break
+            before = hash((before, line[low:high]))
+            first = self._first.setdefault(before, number)
+            if first != number:
+                found.append(first)
+            low = high
+        return tuple(found)
+
+
+def places(lines: Sequence[InputLine]) -> Sequence[int]:
+    """Return the place of each request in the order by prefix; `lines` are consecutive requests."""
+    numbers = [line.number for line in lines]
+    if not any(line.prefix for line in lines):
+        return numbers
+    ordered = sorted(range(len(lines)), key=lambda index: (*lines[index].prefix, numbers[index]))
+    found = numbers.copy()
+    for place, index in zip(numbers, ordered, strict=True):
+        found[index] = place
+    return found
