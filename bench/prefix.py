@@ -83,7 +83,9 @@ def _words(rng: Random, characters: int) -> str:
     return " ".join(f"{rng.randrange(10_000):04}" for _ in range(characters // 5))
 
 
-def measure(stage: Stage, path: Path, requests: int, workers: int, *, ordered: bool) -> dict[str, Any]:
+def measure(
+    stage: Stage, path: Path, requests: int, workers: int, *, ordered: bool
+) -> dict[str, Any]:
     """Run one batch; return the engines' hits, and what it took."""
     settings = {"LOWTIDE_PREFIX_ORDER": str(ordered), "LOWTIDE_LOG_LEVEL": "warning"}
     with ExitStack() as running:

@@ -251,9 +251,7 @@ class LineReader:
         custom_id = self._checks.accept(request, self._line_number) or self._examine(request)
         if custom_id is not None:
             number = self.requests
-            prefix = (
-                self._prefixes.find(self.endpoint, request, number) if self._prefixes else ()
-            )
+            prefix = self._prefixes.find(self.endpoint, request, number) if self._prefixes else ()
             requests.append(
                 InputLine(number, custom_id, start, len(request), checksum_of(request), prefix)
             )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lowtide.files.lines import InputLine
 
 WINDOW: Final = 16_384
-"""Requests that are ordered together."""
+"""Requests that are ordered together, counted from the first one of the file."""
 LEVELS: Final = tuple(512 << n for n in range(8))
 """Compared beginnings, in bytes of JSON: at least half of what two prompts share is found."""
 _MAX_KNOWN: Final = 65_536
@@ -64,12 +64,13 @@ class Prefixes:
 
 
 def places(lines: Sequence[InputLine]) -> Sequence[int]:
-    """Return the place of each request in the order by prefix; `lines` are consecutive requests."""
+    """Return the places of consecutive requests of one window in the order by prefix.
+
+    Places are numbered like the requests: without common prefixes, they are the same numbers.
+    """
     numbers = [line.number for line in lines]
     if not any(line.prefix for line in lines):
         return numbers
-    ordered = sorted(range(len(lines)), key=lambda index: (*lines[index].prefix, numbers[index]))
-    found = numbers.copy()
-    for place, index in zip(numbers, ordered, strict=True):
-        found[index] = place
-    return found
+    ordered = sorted(lines, key=lambda line: (*line.prefix, line.number))
+    place_of = {line.number: place for line, place in zip(ordered, numbers, strict=True)}
+    return [place_of[number] for number in numbers]

@@ -142,6 +142,13 @@ WHERE id = :batch AND status = 'in_progress' AND drained_at IS NULL AND NOT expi
 _IS_SPLIT = text(
     "UPDATE segments SET split_at = clock_timestamp() WHERE batch_id = :batch AND number = :number"
 )
+_LOCATE_SEGMENTS = text("""
+UPDATE segments s SET index_start = given.start, index_end = given."end"
+FROM json_to_recordset(cast(:segments AS json)) AS given (
+  number integer, first_line integer, lines integer, start bigint, "end" bigint)
+WHERE s.batch_id = :batch AND s.split_at IS NULL
+  AND (s.number, s.first_line, s.lines) = (given.number, given.first_line, given.lines)
+""")
 _REJECT = text("""
 UPDATE batches SET status = 'failed', failed_at = now(), errors = cast(:errors AS jsonb)
 WHERE id = :batch AND status = 'validating'
@@ -379,6 +386,15 @@ class SplitStore:
         with begin(self._engine) as connection:
             if connection.execute(_RECORD_INDEX, parameters).rowcount == 1:
                 remove_orphans(connection, [key])
+
+    def locate_segments(self, batch: BatchId, index: Index) -> None:
+        """Record the positions of a batch's segments in an index that was written again.
+
+        Its rows are at other positions than before if another version wrote them.
+        """
+        segments = msgspec.json.encode(segments_in(index.segments)).decode()
+        with begin(self._engine) as connection:
+            connection.execute(_LOCATE_SEGMENTS, {"batch": batch, "segments": segments})
 
     def drain(self, batch: BatchId) -> tuple[Event, ...]:
         """Drain a batch that ended before all its segments were split, if this was the last one.

@@ -60,7 +60,7 @@ class Llama:
 
     def metrics(self) -> dict[str, float]:
         """Return its counters and gauges."""
-        with urlopen(f"{self.url}/metrics", timeout=10) as reply:
+        with urlopen(f"{self.url}/metrics", timeout=10) as reply:  # noqa: S310
             lines = reply.read().decode().splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
@@ -68,7 +68,7 @@ class Llama:
     def _is_ready(self) -> bool:
         assert self._process.poll() is None, self._log.read_text()
         try:
-            with urlopen(f"{self.url}/health", timeout=10) as reply:
+            with urlopen(f"{self.url}/health", timeout=10) as reply:  # noqa: S310
                 return bool(reply.status == 200)
         except (URLError, ConnectionError):
             return False
@@ -200,5 +200,7 @@ def test_a_killed_engine_loses_nothing(stack: LocalStack, llama: Llama) -> None:
     llama.start()
     final = stack.finish(batch, source, answers=answered)
     assert final["request_counts"]["completed"] == requests
-    attempts = stack.query("SELECT DISTINCT attempts FROM results WHERE batch_id = :batch", batch=row)
+    attempts = stack.query(
+        "SELECT DISTINCT attempts FROM results WHERE batch_id = :batch", batch=row
+    )
     assert [each.attempts for each in attempts] == [1]
