@@ -240,7 +240,8 @@ class Settings(BaseSettings):
     )
     prefix_order: bool = Field(
         default=True,
-        description="TODO",
+        description="Run requests whose prompts begin alike one after the other, for engines with a prefix "
+        "cache: see [concurrency.md](concurrency.md). Takes effect when a file is checked.",
     )
     max_line_bytes: int = Field(
         default=33_554_432,
