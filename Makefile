@@ -37,6 +37,13 @@ test-slow: $(VENV)/.dev ## Run the slow tests: every process killed in turn, con
 azurite: $(VENV)/bin/python ## Install Microsoft's emulator of Azure's object store, for the slow tests, with npm
 	npm install --silent --no-audit --no-fund --fetch-retries 8 --prefix $(VENV)/azurite azurite@3.37.0
 
+llama: $(VENV)/llama/.installed ## Install llama.cpp, a real engine on the CPU, for the slow tests
+
+$(VENV)/llama/.installed: requirements/llama.txt | $(VENV)/bin/python
+	$(BIN)/python -m venv $(VENV)/llama
+	$(VENV)/llama/bin/pip install --quiet --only-binary :all: -r $<
+	@touch $@
+
 conformance: $(VENV)/.dev ## Run the API's conformance suite against a server: URL= KEY= make conformance
 	$(BIN)/python -m pytest tests/conformance --base-url "$(URL)" --api-key "$(KEY)"
 
@@ -93,6 +100,9 @@ bench-engines: $(VENV)/.dev ## Measure an engine that is down for ten minutes, a
 bench-engine-load: $(VENV)/.dev ## Measure a worker with its defaults against engines that batch, and a bare client
 	@$(BIN)/python -m bench.engine_load
 
+bench-prefix: $(VENV)/.dev ## Measure the hits of an engine's prefix cache, in random order and ordered
+	@$(BIN)/python -m bench.prefix
+
 bench-traces: $(VENV)/.dev ## Measure the cost of traces for a worker, off and on
 	@$(BIN)/python -m bench.tracing
 
@@ -133,10 +143,12 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt again from pyproject.toml
 	echo 'checkov>=3.3' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 		--no-emit-index-url --no-annotate --no-header --output-file requirements/manifests.txt -
 	$(BIN)/uv pip compile $(HASHED) --extra image --constraint requirements/dev.txt --output-file requirements/image.txt pyproject.toml
+	printf 'xllamacpp\ngguf\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+		--no-emit-index-url --no-annotate --no-header --output-file requirements/llama.txt -
 	echo uv | cat requirements/build.txt - | \
 		$(BIN)/uv pip compile $(HASHED) --output-file requirements/image-build.txt -
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow azurite chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-cold-start bench-storm bench-engines bench-engine-load bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow azurite llama chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-cold-start bench-storm bench-engines bench-engine-load bench-prefix bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean

@@ -126,10 +126,12 @@ class Engine:
 
 
 @contextmanager
-def engine(size: int) -> Iterator[Engine]:
-    """Serve an engine of this size."""
+def engine(size: int, blocks: int = 0) -> Iterator[Engine]:
+    """Serve an engine of this size, with a prefix cache of so many blocks if there are any."""
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", SERVER, "serve", str(size)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", SERVER, "serve", str(size), str(blocks)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None

@@ -1,10 +1,11 @@
 """An OpenAI-compatible server with continuous batching, and a bare asyncio client of it.
 
-    python -m bench.engine_server serve MAX_NUM_SEQS                   prints its port
+    python -m bench.engine_server serve MAX_NUM_SEQS [BLOCKS]          prints its port
     python -m bench.engine_server ask PORT FILE SECONDS IN_FLIGHT...   prints when each try began
 
 The server answers like vLLM, `/metrics` included; `bench.batching` decides when. The length of an
-answer depends on the request alone. `GET /timeline` returns a sample of the engine every 100 ms,
+answer depends on the request alone. With BLOCKS it has a prefix cache of that many blocks, and reports
+its hits as vLLM does. `GET /timeline` returns a sample of the engine every 100 ms,
 `POST /resize/N` changes the size of its batch. The client does the minimum: connections that stay
 open, one request at a time on each, and the response read in full. It sends the requests of a batch
 file over and over, with each number in flight for so many seconds.
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from bench.batching import Batch, Hardware
+from bench.prefix_cache import PrefixCache, Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,6 +41,14 @@ vllm:num_requests_running{engine="0",model_name="bench"} %.1f
 # TYPE vllm:num_requests_waiting gauge
 vllm:num_requests_waiting{engine="0",model_name="bench"} %.1f
 """
+CACHE_METRICS = """\
+# HELP vllm:prefix_cache_queries Prefix cache queries, in terms of number of queried tokens.
+# TYPE vllm:prefix_cache_queries counter
+vllm:prefix_cache_queries_total{engine="0",model_name="bench"} %.1f
+# HELP vllm:prefix_cache_hits Prefix cache hits, in terms of number of cached tokens.
+# TYPE vllm:prefix_cache_hits counter
+vllm:prefix_cache_hits_total{engine="0",model_name="bench"} %.1f
+"""
 MODELS = b'{"object":"list","data":[{"id":"bench","object":"model"}]}'
 
 
@@ -48,11 +58,17 @@ def tokens_of(body: bytes) -> int:
     return max(1, min(round(length * MEAN_TOKENS * 0.78), MAX_TOKENS))
 
 
+def prompt_of(body: bytes) -> Prompt:
+    """Return the prompt of a chat request, in a template of role and text."""
+    messages = json.loads(body)["messages"]
+    return Prompt.of("".join(f"<{each['role']}>{each['content']}" for each in messages))
+
+
 class Server:
     """Runs the batch in real time, and serves it."""
 
-    def __init__(self, hardware: Hardware) -> None:
-        self._batch = Batch(hardware)
+    def __init__(self, hardware: Hardware, cache: PrefixCache | None = None) -> None:
+        self._batch = Batch(hardware, cache)
         self._ids = count()
         self._waiters: dict[int, asyncio.Future[None]] = {}
         self._work = asyncio.Event()
@@ -112,7 +128,7 @@ class Server:
 
     async def _answer(self, method: str, path: str, body: bytes) -> bytes:
         if path == "/metrics":
-            return (METRICS % (self._batch.running, self._batch.waiting)).encode()
+            return self._metrics().encode()
         if path == "/timeline":
             return json.dumps([*self._samples, self._now()]).encode()
         if path.startswith("/resize/"):
@@ -120,10 +136,15 @@ class Server:
             return b"{}"
         return MODELS if method == "GET" else await self._complete(body)
 
+    def _metrics(self) -> str:
+        cache = self._batch.cache
+        found = METRICS % (self._batch.running, self._batch.waiting)
+        return found if cache is None else found + CACHE_METRICS % (cache.queried, cache.hit)
+
     async def _complete(self, body: bytes) -> bytes:
         request, tokens = next(self._ids), tokens_of(body)
         waiter = self._waiters[request] = asyncio.get_running_loop().create_future()
-        self._batch.add(request, tokens)
+        self._batch.add(request, tokens, prompt_of(body) if self._batch.cache else None)
         self._work.set()
         await waiter
         return (
@@ -165,14 +186,15 @@ def _bodies(path: str) -> list[bytes]:
     return [json.dumps(json.loads(line)["body"]).encode() for line in lines]
 
 
-async def _serve(max_num_seqs: int) -> None:
-    await Server(Hardware(max_num_seqs)).run()
+async def _serve(max_num_seqs: int, blocks: int = 0) -> None:
+    cache = PrefixCache(blocks) if blocks else None
+    await Server(Hardware(max_num_seqs), cache).run()
 
 
 if __name__ == "__main__":
     step, *arguments = sys.argv[1:]
     if step == "serve":
-        asyncio.run(_serve(int(arguments[0])))
+        asyncio.run(_serve(*map(int, arguments)))
     else:
         port, path, seconds, *numbers = arguments
         bodies = _bodies(path)

@@ -99,11 +99,13 @@ class Stage:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
 
-    def measured(self, module: str, *arguments: str, role: str = "worker") -> dict[str, Any]:
+    def measured(
+        self, module: str, *arguments: str, role: str = "worker", **settings: str
+    ) -> dict[str, Any]:
         """Run a module in its own process; return the JSON of its last line."""
         done = subprocess.run(  # noqa: S603
             [sys.executable, "-m", module, *arguments],
-            env=self.environment(role),
+            env={**self.environment(role), **settings},
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -54,6 +54,7 @@ def line_limits(settings: Settings) -> Limits:
         max_lines=settings.max_batch_lines,
         max_line_bytes=settings.max_line_bytes,
         max_models=1 if settings.one_model_per_file else MAX_MODELS,
+        prefix_order=settings.prefix_order,
     )
 
 

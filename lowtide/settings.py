@@ -243,6 +243,11 @@ class Settings(BaseSettings):
         description="Refuse files that mix models, as OpenAI does. If off, each request goes to the fleet "
         "of its own model.",
     )
+    prefix_order: bool = Field(
+        default=True,
+        description="Run requests whose prompts begin alike one after the other, for engines with a prefix "
+        "cache: see [concurrency.md](concurrency.md). Takes effect when a file is checked.",
+    )
     max_line_bytes: int = Field(
         default=33_554_432,
         gt=0,

@@ -11,6 +11,7 @@ from zlib import crc32
 import msgspec
 
 from lowtide.files.checks import MAX_MODELS, LineChecks, repeated_id
+from lowtide.files.prefixes import Prefixes
 from lowtide.files.syntax import HALF, decode_body, without_halves
 
 if TYPE_CHECKING:
@@ -32,12 +33,13 @@ _SPACE = b" \t\r"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits on an input file."""
+    """The limits on an input file, and whether its requests are ordered by prefix."""
 
     max_lines: int = 50_000
     max_line_bytes: int = 32 * 1024 * 1024
     max_problems: int = 100
     max_models: int = MAX_MODELS
+    prefix_order: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class Problem:
 class InputLine(msgspec.Struct, frozen=True, gc=False):
     """A request of a file; `number` counts from 1, the rest locates and verifies its bytes.
 
-    `model` is the number of its model among those of the file, from 0.
+    `model` is the number of its model among those of the file, from 0, and `prefix` has the earlier
+    requests whose prompts begin like its own, see `files.prefixes`.
     """
 
     number: int
@@ -62,6 +65,7 @@ class InputLine(msgspec.Struct, frozen=True, gc=False):
     length: int
     checksum: int | None = None
     model: int = 0
+    prefix: tuple[int, ...] = ()
 
 
 ModelCounts = tuple[tuple[str | None, int], ...]
@@ -130,6 +134,7 @@ class LineReader:
         self.requests = 0
         self._checks = LineChecks(endpoint, endpoints, self.limits.max_models)
         self._counts: list[int] = []
+        self._prefixes = Prefixes() if self.limits.prefix_order else None
         self._buffer: list[bytes] = []
         self._buffer_bytes = 0
         self._overlong = False
@@ -260,9 +265,11 @@ class LineReader:
         self.requests += 1
         custom_id = self._checks.accept(request, self._line_number) or self._examine(request)
         if custom_id is not None:
-            model, checksum = self._checks.number, checksum_of(request)
+            number, model = self.requests, self._checks.number
+            prefix = self._prefixes.find(self.endpoint, request, number) if self._prefixes else ()
+            checksum = checksum_of(request)
             requests.append(
-                InputLine(self.requests, custom_id, start, len(request), checksum, model)
+                InputLine(number, custom_id, start, len(request), checksum, model, prefix)
             )
             self._count_model(model)
 

@@ -163,7 +163,7 @@ class Splitter:
                 return None
             job = split.job
         try:
-            self._validate(job)
+            self._splits.locate_segments(batch, self._validate(job))
             return self._copy_segment(batch, number)
         except _Ended:
             pass

@@ -106,7 +106,8 @@ WHERE id = :file AND object_key = :input_key
 # COPY cannot write to a table with row-level security, hence the detour.
 _INCOMING = text("""
 CREATE TEMPORARY TABLE incoming (
-  line integer, start bigint, length integer, checksum integer, custom_id text, model integer)
+  line integer, start bigint, length integer, checksum integer, place integer, model integer,
+  custom_id text)
 ON COMMIT DROP
 """)
 _COPY = "COPY incoming FROM STDIN"
@@ -115,10 +116,12 @@ INSERT INTO requests (batch_id, tenant_id, line, start, length, checksum, custom
 SELECT :batch, :tenant, line, start, length, checksum, custom_id FROM incoming
 WHERE line BETWEEN :first AND :last
 """)
+# Claims take the requests of a batch in the order in which they became available: a microsecond for
+# each place makes that the order by prefix.
 _QUEUE = text("""
 INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, fleet, pool)
-SELECT b.id, b.tenant_id, b.deadline, now(), now(), i.line,
-  coalesce(cast(:fleet AS text), (cast(:by_model AS text[]))[i.model + 1]), b.start_pool
+SELECT b.id, b.tenant_id, b.deadline, now() - (:last - i.place) * interval '1 microsecond', now(),
+  i.line, coalesce(cast(:fleet AS text), (cast(:by_model AS text[]))[i.model + 1]), b.start_pool
 FROM incoming i, batches b WHERE b.id = :batch
 """)
 _COUNT_SPLIT = text("""
@@ -158,6 +161,13 @@ WHERE id = :batch AND status = 'in_progress' AND drained_at IS NULL AND NOT expi
 _IS_SPLIT = text(
     "UPDATE segments SET split_at = clock_timestamp() WHERE batch_id = :batch AND number = :number"
 )
+_LOCATE_SEGMENTS = text("""
+UPDATE segments s SET index_start = given.start, index_end = given."end"
+FROM json_to_recordset(cast(:segments AS json)) AS given (
+  number integer, first_line integer, lines integer, start bigint, "end" bigint)
+WHERE s.batch_id = :batch AND s.split_at IS NULL
+  AND (s.number, s.first_line, s.lines) = (given.number, given.first_line, given.lines)
+""")
 _REJECT = text("""
 UPDATE batches SET status = 'failed', failed_at = now(), errors = cast(:errors AS jsonb)
 WHERE id = :batch AND status = 'validating'
@@ -281,6 +291,7 @@ class SplitTransaction:
             "batch": self.job.batch,
             "fleet": placement.fleet,
             "by_model": list(placement.by_model),
+            "last": self.segment.first_line + self.segment.lines - 1,
         }
         self._connection.execute(_QUEUE, parameters)
         self._connection.execute(_NOTIFY, {"channel": QUEUED_CHANNEL})
@@ -430,6 +441,15 @@ class SplitStore:
         with begin(self._engine) as connection:
             if connection.execute(_RECORD_INDEX, parameters).rowcount == 1:
                 remove_orphans(connection, [key])
+
+    def locate_segments(self, batch: BatchId, index: Index) -> None:
+        """Record the positions of a batch's segments in an index that was written again.
+
+        Its rows are at other positions than before if another version wrote them.
+        """
+        segments = msgspec.json.encode(segments_in(index.segments)).decode()
+        with begin(self._engine) as connection:
+            connection.execute(_LOCATE_SEGMENTS, {"batch": batch, "segments": segments})
 
     def drain(self, batch: BatchId) -> tuple[Event, ...]:
         """Drain a batch that ended before all its segments were split, if this was the last one.

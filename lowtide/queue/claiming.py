@@ -87,7 +87,7 @@ SELECT t.batch_id, b.endpoint, b.model, b.zero_retention, b.input_key, b.tenant_
   extract(epoch FROM b.deadline - now())::double precision AS due_in,
   (array_agg(t.line ORDER BY t.available_at DESC, t.line DESC))[1] AS line,
   json_agg(json_build_array(t.line, r.start, r.length, t.attempts, t.interruptions,
-    extract(epoch FROM now() - t.queued_at), r.checksum) ORDER BY t.line)::text AS lines
+    extract(epoch FROM now() - t.queued_at), r.checksum) ORDER BY t.available_at, t.line)::text AS lines
 FROM taken t
 JOIN batches b ON b.id = t.batch_id
 CROSS JOIN LATERAL (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,9 +13,10 @@ from lowtide.core.errors import NotFound
 from lowtide.core.ids import DEFAULT_TENANT, new_id
 from lowtide.core.pools import Pool
 from lowtide.events.model import EventType
-from lowtide.files.index import index_key
+from lowtide.files.index import SegmentSize, index_key
 from lowtide.files.lines import checksum_of
 from lowtide.pipeline.split_store import QUEUED_CHANNEL, SplitStore
+from lowtide.queue.claims import Returned
 from tests.http.forms import line
 from tests.pipeline.segmented import LINES, SIZE, Installation
 from tests.worlds import Running, World, done, gate, together
@@ -459,3 +462,62 @@ def test_index_of_a_deleted_file_stays_until_its_batch_is_split(
     world.run("UPDATE batches SET status = 'completed', completed_at = now()")
     key = world.row(batch).input_key
     assert sorted(world.ticks.orphans(10).keys) == sorted([key, index_key(key)])
+
+
+def test_index_of_an_older_version_is_written_again(
+    installation: Installation, world: World
+) -> None:
+    batch = installation.batch()
+    splitter = installation.splitter()
+    splitter.split(batch)
+    key = index_key(world.row(batch).input_key)
+    # Without the places of requests, its rows are at other positions.
+    old = [
+        b"\t".join(columns[:4] + columns[5:])
+        for columns in (
+            row.split(b"\t") for row in b"".join(installation.objects.stream(key)).splitlines()
+        )
+    ]
+    ends = list(accumulate((len(row) + 1 for row in old), initial=0))
+    with installation.objects.open_writer(key) as writer:
+        writer.write(b"\n".join(old) + b"\n")
+    for segment in world.rows("SELECT number, first_line - 1 AS first, lines FROM segments"):
+        world.run(
+            "UPDATE segments SET index_start = :start, index_end = :end WHERE number = :number",
+            number=segment.number,
+            start=ends[segment.first],
+            end=ends[segment.first + segment.lines],
+        )
+    installation.deliver(splitter, _announced(installation))
+    _assert_whole(world, batch)
+    assert world.lines("queue", batch) == list(range(1, LINES + 1))
+    starts = world.rows("SELECT start FROM requests ORDER BY line")
+    assert len({row.start for row in starts}) == LINES
+
+
+# The order by prefix
+
+
+def test_claims_follow_the_order_by_prefix_and_retries_come_last(
+    installation: Installation, world: World
+) -> None:
+    url, prompts = "/v1/chat/completions", [f"prompt {number} " * 100 for number in range(4)]
+    asked = [[{"role": "user", "content": prompts[n % 4]}] for n in range(LINES)]
+    lines = (line(str(n), url, messages=messages) for n, messages in enumerate(asked))
+    file = installation.upload(lines, SegmentSize())
+    batch = world.new_batch(input_file=file.id, endpoint=url)
+    urgent = world.new_batch(deadline=datetime.now(UTC) + timedelta(minutes=5))
+    world.split(urgent, 2)
+    installation.splitter().split(batch)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    claims = list(world.queue.claim(lease, Pool.SPOT, 30))
+    assert [claim.batch for claim in claims[:3]] == [urgent, urgent, batch]
+    claims = claims[2:]
+    retried = claims[0]
+    world.queue.settle(lease, [], [Returned(batch, retried.line, "again")])
+    while more := world.queue.claim(lease, Pool.SPOT, 30):
+        claims += more
+    order = [claim.line for claim in claims]
+    assert sorted(order[:-1]) == list(range(1, LINES + 1))
+    assert order[-1] == retried.line
+    assert sum((a - b) % 4 != 0 for a, b in pairwise(order[:-1])) == len(prompts) - 1

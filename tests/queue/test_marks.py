@@ -88,7 +88,7 @@ def test_released_requests_queue_after_mark(world: World) -> None:
     batch, lease = fill(world, 20), _spot_lease(world)
     claims = world.queue.claim(lease, Pool.SPOT, 10)
     _release(world, lease, claims[:3])
-    assert numbers(world.queue.claim(lease, Pool.SPOT, 12)) == [1, 2, *range(11, 21)]
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 12)) == [*range(11, 21), 1, 2]
     assert _mark(world, lease, batch) == 2
     assert numbers(world.queue.claim(lease, Pool.SPOT, 12)) == [3]
 
@@ -99,7 +99,7 @@ def test_requests_whose_delay_ended_queue_after_mark(world: World) -> None:
     _release(world, lease, world.queue.claim(lease, Pool.SPOT, 5), delay=3600)
     assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == list(range(6, 16))
     world.run("UPDATE queue SET available_at = now() WHERE line <= 5")
-    assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == [*range(1, 6), *range(16, 21)]
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == [*range(16, 21), *range(1, 6)]
 
 
 def test_requests_lost_or_released_by_others_queue_after_mark(world: World) -> None:
@@ -111,8 +111,7 @@ def test_requests_lost_or_released_by_others_queue_after_mark(world: World) -> N
     world.expire_lease(lost)
     assert world.sweep() == 2
     world.queue.close_lease(closed)
-    # A claim is sorted by line, not by time of release.
-    assert numbers(world.queue.claim(lease, Pool.SPOT, 14)) == [1, 2, 3, 4, *range(11, 21)]
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 14)) == [*range(11, 21), 1, 2, 3, 4]
 
 
 def test_moved_requests_queue_after_marks_of_both_pools(world: World) -> None:
@@ -123,7 +122,7 @@ def test_moved_requests_queue_after_marks_of_both_pools(world: World) -> None:
     assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 1)) == [17]
     assert _mark(world, dedicated, batch) == 17
     assert world.escalate(batch, 2) == 2
-    assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 4)) == [15, 18, 19, 20]
+    assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 4)) == [18, 19, 20, 15]
     # Request 16 returns to spot, whose worker has its mark at 5.
     assert world.apply(Plan(returns=(Move(batch, 4),))).returned == 1
     assert numbers(world.queue.claim(spot, Pool.SPOT, 20)) == [*range(6, 15), 16]
@@ -136,7 +135,7 @@ def test_revoked_requests_queue_after_dedicated_mark(world: World) -> None:
     assert numbers(world.queue.claim(spot, Pool.SPOT, 4)) == [1, 2, 3, 4]
     assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 1)) == [5]
     assert world.apply(Plan(revocations=(Move(batch, 4),))).revoked == 4
-    assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 9)) == [1, 2, 3, 4, 6]
+    assert numbers(world.queue.claim(dedicated, Pool.DEDICATED, 9)) == [6, 1, 2, 3, 4]
 
 
 def _claim_parameters(
