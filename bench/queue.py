@@ -38,18 +38,23 @@ if TYPE_CHECKING:
 
 STEPS = "bench.queue_steps"
 EMPTIED = "batches, requests, queue, claims, results, tallies, workers, outbox"
-RATE_BAR, HELD_BAR = 40_000, 0.8
+RATE_BAR, HELD_BAR, FLEETS_BAR = 40_000, 0.8, 0.95
 SMALL, MIDDLE, LARGE = 50_000, 200_000, 1_000_000
+FLEETS, PAIRS = 50, 3
 PEER_WORKERS = 4
 
 
 def scenarios(*, quick: bool) -> list[dict[str, Any]]:
     """Return the scenarios; the first is the baseline of the others."""
-    plain = {"lines": SMALL, "workers": 4, "pinned": False, "batches": 1, "tenants": 1}
+    plain = {
+        "lines": SMALL, "workers": 4, "pinned": False, "batches": 1, "tenants": 1, "fleets": 1,
+    }  # fmt: skip
     if quick:
         return [plain, plain | {"pinned": True}]
     return [
         plain,
+        # In turn with the plain one, as their ratio is what counts.
+        *[plain | {"fleets": FLEETS}, plain] * PAIRS,
         *(plain | {"workers": workers} for workers in (1, 2, 8, 16)),
         plain | {"pinned": True},
         plain | {"batches": 100, "tenants": 4},
@@ -65,7 +70,9 @@ def measure(
     """Fill an empty queue and drain it."""
     with owner.begin() as connection:
         connection.execute(text(f"TRUNCATE {EMPTIED}"))
-    stage.measured(STEPS, "fill", *(str(what[key]) for key in ("lines", "batches", "tenants")))
+    stage.measured(
+        STEPS, "fill", *(str(what[key]) for key in ("lines", "batches", "tenants", "fleets"))
+    )
     with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM (ANALYZE) requests, queue, batches"))
     with pinned(owner) if what["pinned"] else nothing():
@@ -181,15 +188,24 @@ def peer(stage: Stage, size: int, seconds: float) -> int | None:
         return round(rate)
 
 
+def fleets_ratio(runs: Sequence[dict[str, Any]]) -> float | None:
+    """Return the median rate beside many other fleets, as a share of the plain one's."""
+    many = [run["rate"] for run in runs if run["fleets"] > 1]
+    if not many:
+        return None
+    plain = [run["rate"] for run in runs[: 2 * PAIRS + 1] if run["fleets"] == 1]
+    return float(statistics.median(many) / statistics.median(plain))
+
+
 def show(runs: Sequence[dict[str, Any]], copy: int, pgqueuer: int | None) -> None:
     """Print a table."""
     print(
-        f"{'requests':>9} {'batches':>7} {'tenants':>7} {'workers':>7} {'pinned':>6} {'req/s':>8} "
+        f"{'requests':>9} {'batches':>7} {'tenants':>7} {'fleets':>6} {'workers':>7} {'pinned':>6} {'req/s':>8} "
         f"{'of 50k':>6} {'claim p50':>10} {'p99':>9} {'client':>10} {'server':>10}"
     )
     for run in runs:
         print(
-            f"{run['lines']:>9} {run['batches']:>7} {run['tenants']:>7} {run['workers']:>7} "
+            f"{run['lines']:>9} {run['batches']:>7} {run['tenants']:>7} {run['fleets']:>6} {run['workers']:>7} "
             f"{'yes' if run['pinned'] else 'no':>6} {run['rate']:>8} "
             f"{run['rate'] / runs[0]['rate']:>6.2f} {run['claim_p50_ms']:>7.1f} ms "
             f"{run['claim_p99_ms']:>6.1f} ms {run['client_us_a_line']:>7.1f} us "
@@ -224,7 +240,13 @@ def main() -> None:
     show(runs, copy, pgqueuer)
     best = max(run["rate"] for run in runs if run["lines"] == SMALL and not run["pinned"])
     held = [run["rate"] / runs[0]["rate"] for run in runs if run["pinned"] or run["lines"] == LARGE]
+    fleets = fleets_ratio(runs)
     missed = [
+        *(
+            [f"{fleets:.2f} of one fleet at {FLEETS}, below the threshold of {FLEETS_BAR}"]
+            if fleets is not None and fleets < FLEETS_BAR
+            else []
+        ),
         *([f"{best} requests/s, below the threshold of {RATE_BAR}"] if best < RATE_BAR else []),
         *(
             f"{ratio:.2f} of the plain rate, below the threshold of {HELD_BAR}"
@@ -234,7 +256,7 @@ def main() -> None:
     ]
     print(
         json.dumps(
-            {"runs": runs, "copy_rate": copy, "pgqueuer_rate": pgqueuer, "best_rate": best,
+            {"runs": runs, "fleets_ratio": fleets, "copy_rate": copy, "pgqueuer_rate": pgqueuer, "best_rate": best,
              "size": given.size, "missed": missed}
         )
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """One process of a queue benchmark, started by `queue.py` and `storm.py`.
 
-    python -m bench.queue_steps fill LINES BATCHES TENANTS
+    python -m bench.queue_steps fill LINES BATCHES TENANTS FLEETS
     python -m bench.queue_steps drain SET SECONDS
     python -m bench.queue_steps pgqueuer-fill URL LINES
     python -m bench.queue_steps pgqueuer-drain URL SET SECONDS
@@ -24,7 +24,7 @@ from sqlalchemy import text
 
 from lowtide.app import App
 from lowtide.core.ids import new_id
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.engines.outcomes import Usage
 from lowtide.queue.claims import Finished
 from lowtide.queue.store import QueueStore
@@ -35,33 +35,40 @@ BODY = json.dumps({"object": "bench", "text": "x" * 270}).encode()
 LINE_BYTES = 600
 JOB = "bench"
 ENQUEUED = 5000
+OTHERS = 4000
 BATCH = """
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
-  status, created_at, deadline, total)
+  status, created_at, deadline, total, fleet)
 VALUES (:batch, :tenant, 'bench', :batch, 'k', '/v1/embeddings', '24h', 'in_progress', now(),
-  now() + interval '1 day', :lines)
+  now() + interval '1 day', :lines, :fleet)
 """
 REQUESTS = """
 INSERT INTO requests SELECT :batch, n, :tenant, n * :bytes, :bytes, 'request-' || n
 FROM generate_series(1, :lines) n
 """
 QUEUE = """
-INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
-SELECT b.id, b.tenant_id, b.deadline, now(), now(), n, 'spot'
+INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, fleet, pool)
+SELECT b.id, b.tenant_id, b.deadline, now(), now(), n, b.fleet, 'spot'
 FROM batches b, generate_series(1, :lines) n WHERE b.id = :batch
 """
 
 
-def fill(lines: int, batches: int, tenants: int) -> dict[str, Any]:
-    """Queue requests of several batches and tenants, as splits do."""
+def fill(lines: int, batches: int, tenants: int, fleets: int) -> dict[str, Any]:
+    """Queue requests of several batches and tenants, as splits do.
+
+    Every further fleet gets one batch of OTHERS requests, which nobody claims.
+    """
     with APP.database.begin() as connection:
         known = connection.execute(text("SELECT id FROM tenants ORDER BY name")).scalars().all()
-        for number in range(batches):
+        sizes = [(DEFAULT_FLEET, lines // batches)] * batches
+        sizes += [(f"fleet-{number}", OTHERS) for number in range(1, fleets)]
+        for number, (fleet, size) in enumerate(sizes):
             values = {
                 "batch": new_id(),
                 "tenant": known[number % min(tenants, len(known))],
-                "lines": lines // batches,
+                "lines": size,
                 "bytes": LINE_BYTES,
+                "fleet": fleet,
             }
             for statement in (BATCH, REQUESTS, QUEUE):
                 connection.execute(text(statement), values)

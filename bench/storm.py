@@ -194,7 +194,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage:
         engine = connect(stage.url("worker"), pool_size=4)
-        stage.measured(STEPS, "fill", str(LINES), str(BATCHES), "1")
+        stage.measured(STEPS, "fill", str(LINES), str(BATCHES), "1", "1")
         found = []
         for name in ("first", "second", "third"):
             # Requests that were lost before come first, so that they are lost again.

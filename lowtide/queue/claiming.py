@@ -43,7 +43,7 @@ FROM tenants t CROSS JOIN LATERAL (
       AND q.available_at <= statement_timestamp()
     ORDER BY q.available_at LIMIT 1) waiting
   WHERE b.tenant_id = t.id AND b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
-    AND coalesce(b.model, '') <> ALL(cast(:without AS text[]))
+    AND coalesce(b.fleet, :fleet) = :fleet AND coalesce(b.model, '') <> ALL(cast(:without AS text[]))
   ORDER BY b.deadline LIMIT :most) b
 WHERE NOT EXISTS (SELECT FROM paused_pools WHERE fleet = :fleet AND pool = :pool)
 """
