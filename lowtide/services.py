@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from lowtide.core.errors import InvalidRequest
 from lowtide.core.ids import new_id, now
 from lowtide.core.pools import Pool
 from lowtide.settings import Admission
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from lowtide.engines.catalog import ModelCatalog
     from lowtide.events.publisher import Publisher
     from lowtide.explain.service import Explainer
-    from lowtide.files.lines import Limits
+    from lowtide.files.lines import Limits, ModelCounts
     from lowtide.files.presigned import PresignedDownloads
     from lowtide.files.service import Files
     from lowtide.fleets.model import Fleet, Fleets
@@ -165,6 +166,7 @@ class Services:
             line_limits(settings),
             settings.endpoints,
             SegmentSize(settings.segment_lines),
+            self._warn_of_models,
         )
         return Files(
             FileStore(self._database),
@@ -175,6 +177,16 @@ class Services:
             new_key=self._new_key,
             tracer=self._tracer,
         )
+
+    def _warn_of_models(self, models: ModelCounts, endpoint: str) -> str | None:
+        """Return why no fleet runs these models, if so: a batch of them would be refused."""
+        from lowtide.fleets.placement import place
+
+        try:
+            place(self.fleets, models, endpoint)
+        except InvalidRequest as error:
+            return error.message
+        return None
 
     @cached_property
     def presigned_downloads(self) -> PresignedDownloads:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from lowtide.core.ids import TenantId
-    from lowtide.files.lines import Problem
+    from lowtide.files.lines import ModelCounts, Problem
     from lowtide.files.store import FileStore
     from lowtide.objects.data_keys import WrappedKey
     from lowtide.objects.store import ObjectStore
@@ -46,7 +46,8 @@ _GZIP = b"\x1f\x8b"
 class UploadLimits:
     """The limits on an upload; `endpoints` are the urls that requests may name.
 
-    A file without its own expiry expires `expires_after` seconds after its upload.
+    A file without its own expiry expires `expires_after` seconds after its upload. `warn` returns why
+    no batch of a valid file with these models would run now, if so.
     """
 
     max_bytes: int
@@ -54,6 +55,7 @@ class UploadLimits:
     lines: Limits
     endpoints: tuple[str, ...]
     segments: SegmentSize | None = None
+    warn: Callable[[ModelCounts, str], str | None] = lambda _models, _endpoint: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ class Upload:
             sha256=self._sha256.digest(),
             object_key=self._key,
             status=FileStatus.ERROR if problems else FileStatus.PROCESSED,
-            status_details=_summary(problems) if problems else None,
+            status_details=_summary(problems) if problems else self._warning(),
             created_at=self._now,
             endpoint=reader.endpoint,
             expires_at=self._now + timedelta(seconds=expires_after or self._limits.expires_after),
@@ -203,6 +205,12 @@ class Upload:
             index_key=None if problems else index_key(self._key),
             segments=None if problems else self._validation.segments,
         )
+
+    def _warning(self) -> str | None:
+        """Return why no batch of this valid file would run now, if so."""
+        reader = self._validation.reader
+        models = reader.models or ((reader.model, reader.requests),)
+        return self._limits.warn(models, reader.endpoint or "")
 
 
 class Files:

@@ -87,10 +87,9 @@ def _fill(world: World, batch: BatchId) -> None:
 
 def _contents(world: World) -> dict[str, list[Any]]:
     names = (*PARTITIONED, "queue", "tallies", "request_states")
+    row = "(to_jsonb(t) - 'fleet' - 'model_revision')::text"
     return {
-        name: world.rows(
-            f"SELECT (to_jsonb(t) - 'fleet' - 'model_revision')::text FROM {name} t ORDER BY 1"
-        )  # noqa: S608
+        name: world.rows(f"SELECT {row} FROM {name} t ORDER BY 1")  # noqa: S608
         for name in names
     }
 
