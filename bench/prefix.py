@@ -1,6 +1,6 @@
 """A batch with shared system prompts, against an engine whose prefix cache is too small for them.
 
-    python -m bench.prefix [--requests N] [--seeds 1,2] [--workers 1,2]
+    python -m bench.prefix [--requests N] [--seeds 1,2] [--workers 1,2]    workers by seed
 
 Each worker has an engine of its own: a server of `bench.engine_server` with vLLM's prefix cache, as
 `bench.prefix_cache` models it, with blocks for two thirds of the system prompts, shared with what
@@ -182,13 +182,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--requests", type=int, default=800, help="requests of a batch")
     parser.add_argument("--seeds", default="1,2", help="seeds of the order of the files")
-    parser.add_argument("--workers", default="1,2", help="workers, each with an engine of its own")
+    parser.add_argument(
+        "--workers", default="1,2", help="workers for each seed, each with an engine of its own"
+    )
     given = parser.parse_args()
-    cases = [
-        (int(seed), int(workers))
-        for seed in given.seeds.split(",")
-        for workers in given.workers.split(",")
-    ]
+    seeds, workers_of = given.seeds.split(","), given.workers.split(",")
+    cases = [(int(seed), int(n)) for seed, n in zip(seeds, workers_of, strict=True)]
     folder = Path(tempfile.mkdtemp(prefix="bench-prefix-"))
     runs: dict[str, dict[str, Any]] = {}
     try:
