@@ -1,8 +1,9 @@
 """A worker with untouched defaults against engines of several sizes, beside a bare client.
 
     python -m bench.engine_load [--sizes 16,64,256,512] [--seconds N]
+    python -m bench.engine_load --url URL --model NAME [--seconds N]
 
-Each engine batches continuously: a server of `bench.engine_server`, over HTTP, with answers of
+With `--url`, the engine is a running one: see `bench.real_engine`. Without, each engine batches continuously: a server of `bench.engine_server`, over HTTP, with answers of
 varied length. The reference is a bare asyncio client at the best of several concurrencies. Both are
 measured by the engine's own count of tokens: the ratio is the worker's rate, from when it settled
 until its last requests, to the best of the bare client. It has settled once three seconds reach
@@ -20,16 +21,16 @@ import sys
 import tempfile
 import time
 import urllib.request
-from bisect import bisect_left
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.batch_files import write_batch_file
 from bench.engine_server import HOST, MEAN_TOKENS
 from bench.job import until_done
+from bench.real_engine import compare
 from bench.stage import Stage
+from bench.timeline import Sample, Timeline
 from lowtide.database.connections import connect
 
 if TYPE_CHECKING:
@@ -39,59 +40,10 @@ SERVER = "bench.engine_server"
 STEPS = "bench.ingest_steps"
 LINE_BYTES = 600
 RATIO_BAR, SETTLED_BAR = 0.97, 60.0
-WINDOW = 3.0
-"""Seconds over which a rate counts as reached."""
 TRIES = (1.0, 1.25, 2.0)
 """Concurrencies of the bare client, in sizes of the batch."""
 TRY_SECONDS, WARM_SECONDS = 3.0, 1.3
 SMALL, LARGE, PHASE_SECONDS = 64, 256, 9.0
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The engine at one time; `tokens` and `completed` count from its start."""
-
-    at: float
-    tokens: int
-    running: int
-    waiting: int
-    completed: int
-
-
-class Timeline:
-    """What the engine did, by its own samples."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-        self._times = [sample.at for sample in samples]
-
-    def at(self, when: float) -> Sample:
-        """Return the first sample from a time on."""
-        return self.samples[min(bisect_left(self._times, when), len(self.samples) - 1)]
-
-    def rate(self, start: float, end: float) -> float:
-        """Return tokens per second."""
-        first, last = self.at(start), self.at(end)
-        return (last.tokens - first.tokens) / max(last.at - first.at, 1e-9)
-
-    def first(self) -> float:
-        """Return when the engine got its first request."""
-        return next(sample.at for sample in self.samples if sample.running)
-
-    def completed(self, requests: int) -> float:
-        """Return when so many requests were complete."""
-        return next(sample.at for sample in self.samples if sample.completed >= requests)
-
-    def reached(self, rate: float, start: float, end: float) -> float | None:
-        """Return the seconds after `start` from which the rate is reached."""
-        times = (sample.at for sample in self.samples if start <= sample.at <= end - WINDOW)
-        found = next((at for at in times if self.rate(at, at + WINDOW) >= rate), None)
-        return None if found is None else found - start
-
-    def queue_short(self, start: float, size: int) -> float | None:
-        """Return the seconds after `start` from which fewer than half a batch wait."""
-        after = (s.at for s in self.samples if s.at >= start + 0.3 and s.waiting < size / 2)
-        return next((at - start for at in after), None)
 
 
 class Engine:
@@ -114,7 +66,7 @@ class Engine:
 
     def bare(self, path: Path, numbers: Sequence[int]) -> list[float]:
         """Return the tokens per second of the bare client with each number in flight."""
-        command = [sys.executable, "-m", SERVER, "ask", str(self.port), str(path), str(TRY_SECONDS)]
+        command = [sys.executable, "-m", SERVER, "ask", self.url, str(path), str(TRY_SECONDS)]
         done = subprocess.run(  # noqa: S603
             [*command, *map(str, numbers)], check=True, capture_output=True, text=True
         )
@@ -237,7 +189,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", default="16,64,256,512", help="sizes of the engines' batches")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each run")
+    parser.add_argument("--url", help="a running engine to measure instead")
+    parser.add_argument("--model", help="the name of its model")
     given = parser.parse_args()
+    if given.url:
+        if not given.model:
+            parser.error("--url needs --model")
+        sys.exit(bool(compare(given.url, given.model, given.seconds)))
     sizes = [int(size) for size in given.sizes.split(",")]
     folder = Path(tempfile.mkdtemp(prefix="bench-engine-load-"))
     prompts = folder / "bare.jsonl"

@@ -1,14 +1,15 @@
 """An OpenAI-compatible server with continuous batching, and a bare asyncio client of it.
 
     python -m bench.engine_server serve MAX_NUM_SEQS [BLOCKS]          prints its port
-    python -m bench.engine_server ask PORT FILE SECONDS IN_FLIGHT...   prints when each try began
+    python -m bench.engine_server ask URL FILE SECONDS IN_FLIGHT...    prints when each try began
+    python -m bench.engine_server send URL FILE IN_FLIGHT              prints the seconds it took
 
 The server answers like vLLM, `/metrics` included; `bench.batching` decides when. The length of an
 answer depends on the request alone. With BLOCKS it has a prefix cache of that many blocks, and reports
 its hits as vLLM does. `GET /timeline` returns a sample of the engine every 100 ms,
 `POST /resize/N` changes the size of its batch. The client does the minimum: connections that stay
-open, one request at a time on each, and the response read in full. It sends the requests of a batch
-file over and over, with each number in flight for so many seconds.
+open, one request at a time on each, and the response read in full. `ask` sends the requests of a
+batch file over and over, with each number in flight for so many seconds; `send` sends each once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from itertools import count, cycle
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 from zlib import crc32
 
 from bench.batching import Batch, Hardware
@@ -40,6 +42,12 @@ vllm:num_requests_running{engine="0",model_name="bench"} %.1f
 # HELP vllm:num_requests_waiting Number of requests waiting to be processed.
 # TYPE vllm:num_requests_waiting gauge
 vllm:num_requests_waiting{engine="0",model_name="bench"} %.1f
+# HELP vllm:generation_tokens Number of generation tokens processed.
+# TYPE vllm:generation_tokens counter
+vllm:generation_tokens_total{engine="0",model_name="bench"} %.1f
+# HELP vllm:request_success Count of successfully processed requests.
+# TYPE vllm:request_success counter
+vllm:request_success_total{engine="0",finished_reason="stop",model_name="bench"} %.1f
 """
 CACHE_METRICS = """\
 # HELP vllm:prefix_cache_queries Prefix cache queries, in terms of number of queried tokens.
@@ -137,8 +145,8 @@ class Server:
         return MODELS if method == "GET" else await self._complete(body)
 
     def _metrics(self) -> str:
-        cache = self._batch.cache
-        found = METRICS % (self._batch.running, self._batch.waiting)
+        batch, cache = self._batch, self._batch.cache
+        found = METRICS % (batch.running, batch.waiting, batch.tokens, self._completed)
         return found if cache is None else found + CACHE_METRICS % (cache.queried, cache.hit)
 
     async def _complete(self, body: bytes) -> bytes:
@@ -155,25 +163,42 @@ class Server:
         )
 
 
-async def ask(port: int, bodies: Iterable[bytes], in_flight: int, seconds: float) -> float:
-    """Send requests over `in_flight` connections for a time; return when that began."""
-    left = cycle(bodies)
+async def ask(url: str, bodies: Iterable[bytes], in_flight: int, seconds: float | None) -> float:
+    """Send requests over `in_flight` connections, for a time if one is given; return when that began."""
+    host, port = _address(url)
+    left = iter(bodies)
 
     async def work() -> None:
-        reader, writer = await asyncio.open_connection(HOST, port)
+        reader, writer = await asyncio.open_connection(host, port)
         for body in left:
             writer.write(
                 b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/"
                 b"json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
             )
-            await reader.readexactly(length_of(await reader.readuntil(b"\r\n\r\n")))
+            head = await reader.readuntil(b"\r\n\r\n")
+            answer = await reader.readexactly(length_of(head))
+            if b" 200 " not in head[:16]:
+                raise SystemExit(f"The engine answered: {answer[:400].decode()}")
 
     began = time.time()
     tasks = [asyncio.create_task(work()) for _ in range(in_flight)]
-    await asyncio.wait(tasks, timeout=seconds)
-    for task in tasks:
+    done, running = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    for task in running:
         task.cancel()
+    for task in done:
+        task.result()
     return began
+
+
+async def send(url: str, bodies: Iterable[bytes], in_flight: int) -> float:
+    """Send each request once; return the seconds until the last answer."""
+    began = await ask(url, bodies, in_flight, None)
+    return time.time() - began
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or HOST, parts.port or 80
 
 
 def length_of(head: bytes) -> int:
@@ -195,8 +220,11 @@ if __name__ == "__main__":
     step, *arguments = sys.argv[1:]
     if step == "serve":
         asyncio.run(_serve(*map(int, arguments)))
+    elif step == "send":
+        url, path, number = arguments
+        print(json.dumps(asyncio.run(send(url, _bodies(path), int(number)))))
     else:
-        port, path, seconds, *numbers = arguments
+        url, path, seconds, *numbers = arguments
         bodies = _bodies(path)
-        tries = [asyncio.run(ask(int(port), bodies, int(n), float(seconds))) for n in numbers]
+        tries = [asyncio.run(ask(url, cycle(bodies), int(n), float(seconds))) for n in numbers]
         print(json.dumps(tries))

@@ -5,8 +5,8 @@ wait inside it. Two signals find that point:
 
 - The engine's own queue, where it reports one: while that is empty, the limit doubles from tick to
   tick; a queue that does not shrink sets the limit to what runs, and a cushion.
-- Measured throughput, where it reports none, or its queue stays empty at the ceiling: the limit
-  climbs while that gains, and afterwards probes a little more or less now and then.
+- Measured throughput, where it reports none, or refused more: the limit climbs while that gains,
+  and afterwards probes a little more or less now and then.
 
 Throughput follows from Little's law: requests in flight, times the work of the requests that ended,
 divided by the seconds that these took. Lengths of answers, which vary, are in both sums, so that a
@@ -144,8 +144,13 @@ class Concurrency:
         self._probe_at = now + self._hold
 
     def _needs_rate(self, load: EngineLoad | None) -> bool:
-        """Return whether the engine's queue leaves open what the best limit is."""
-        return load is None or (_is_short(load) and (self._is_trial or self._is_at_ceiling))
+        """Return whether the engine's queue leaves open what the best limit is.
+
+        With an empty queue at `most`, it does not: an engine that admits all of them batches all of
+        them. To try less would cost throughput, for as long as the requests of a trial take.
+        """
+        is_refused = self._is_at_ceiling and self._ceiling < self._most
+        return load is None or (_is_short(load) and (self._is_trial or is_refused))
 
     @property
     def _is_at_ceiling(self) -> bool:
@@ -266,7 +271,8 @@ class Concurrency:
         if abs(change - 1) > _CHANGED:
             self._base = level
             self._upward = change > 1
-            self._step = min(_DOUBLE, max(_PROBE, change, 1 / change))
+            # Much less at once would cost the engine, if it is only slower for a while.
+            self._step = min(_DOUBLE, max(_PROBE, change)) if self._upward else _PROBE
             # The next round is the first one that is wholly after the change.
             self._probe_at = now
         elif now >= self._probe_at:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from lowtide.engines.concurrency import TICK, Concurrency
 from lowtide.engines.load import EngineLoad, Interval
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 TURNAROUND = 0.004
 """Seconds from an answer to the client's next request."""
@@ -120,10 +120,18 @@ def simulate(
     *,
     reports: bool = True,
     sizes: Mapping[int, int] = {},
+    slowness: Sequence[float] = (),
 ) -> Run:
-    """Run a search, or a fixed limit; `sizes` are those of the batch from a tick on."""
+    """Run a search, or a fixed limit; `sizes` are those of the batch from a tick on.
+
+    `slowness` has a factor of the time of a step, by tick.
+    """
     run = Run()
+    hardware = loop.batch.hardware
     for tick in range(ticks):
+        if slowness:
+            seconds = hardware.step * slowness[tick], hardware.sequence * slowness[tick]
+            loop.batch.hardware = replace(hardware, step=seconds[0], sequence=seconds[1])
         if tick in sizes:
             loop.batch.resize(sizes[tick])
         loop.limit = concurrency if isinstance(concurrency, int) else concurrency.limit

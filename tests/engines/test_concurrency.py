@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from statistics import median
+from random import Random
 
 import pytest
 
@@ -70,13 +70,24 @@ def test_silent_engine_is_probed_gently(seed: int) -> None:
     assert 4 <= sum(a != b for a, b in pairwise(limits)) <= 60
 
 
-def test_limit_falls_where_throughput_is_flat_though_no_request_waits() -> None:
+def test_limit_falls_where_throughput_of_a_silent_engine_is_flat() -> None:
     # All of a step is compute: one request is as fast as many.
     flat = Hardware(4096, step=0.0, sequence=0.0005, prefill=0.0)
-    run = simulate(ClosedLoop(flat), Concurrency(256), 600)
-    assert max(run.limits) == 256
-    assert median(run.limits[200:]) < 256
-    assert run.rate(200, 600) >= 0.97 * run.rate(20, 60)
+    run = simulate(ClosedLoop(flat), Concurrency(256), 600, reports=False)
+    assert max(run.limits) < 256
+    assert run.rate(200, 600) >= 0.97 * best_rate(flat)
+
+
+@SEEDS
+def test_changing_speed_of_engine_costs_no_throughput(seed: int) -> None:
+    # As measured with vLLM on an H200: at the same limit, throughput changes by a third for a while.
+    rng = Random(seed)  # noqa: S311
+    slowness = [factor for _ in range(60) for factor in [rng.uniform(0.75, 1.25)] * 10]
+    engine = Hardware(1024, step=0.02)
+    fixed = simulate(ClosedLoop(engine, seed=seed), MOST, 600, slowness=slowness)
+    run = simulate(ClosedLoop(engine, seed=seed), Concurrency(MOST), 600, slowness=slowness)
+    assert set(run.limits[10:]) == {MOST}
+    assert run.rate(10, 600) >= 0.99 * fixed.rate(10, 600)
 
 
 @pytest.mark.parametrize(("before", "after"), [(64, 256), (16, 256), (64, 512)])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lowtide.engines.load import EngineLoad, Interval, LoadMeter, read_load
 from lowtide.engines.outcomes import Answered, NoAnswer, Outcome, Unanswered, Usage
 
+RECORDED = Path(__file__).with_name("metrics")
+"""Answers of real engines to `GET /metrics`, while they ran requests."""
 VLLM = b"""\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
@@ -58,6 +62,11 @@ llamacpp:requests_deferred 28
 )
 def test_load_is_read_from_metrics(metrics: bytes, load: EngineLoad | None) -> None:
     assert read_load(metrics) == load
+
+
+@pytest.mark.parametrize(("engine", "load"), [("vllm-0.25.1", EngineLoad(124, 0))])
+def test_load_is_read_from_metrics_of_real_engines(engine: str, load: EngineLoad) -> None:
+    assert read_load((RECORDED / f"{engine}.txt").read_bytes()) == load
 
 
 def answered(tokens: int, status: int = 200) -> Outcome:
