@@ -83,7 +83,7 @@ X_LOWTIDE = {
 OUTCOMES = {"queued", "running", "completed", "failed", "dead_lettered", "expired", "cancelled"}
 COST = {"currency", "spot", "dedicated", "total", "all_dedicated"}
 BATCH_ERROR = {"code", "message", "param", "line"}
-MODEL = {"id", "object", "created", "owned_by"}
+MODEL = {"id", "object", "created", "owned_by", "x_lowtide"}
 PAGE = {"object", "data", "first_id", "last_id", "has_more"}
 REQUEST = {
     "id",

@@ -73,12 +73,6 @@ REFUSED: dict[str, tuple[bytes, str, str | None, int | None]] = {
     "no-model": (jsonl(_body(model=None)), "missing_model", "body.model", 1),
     "number-as-model": (jsonl(_body(model=7)), "invalid_model", "body.model", 1),
     "stream": (jsonl(_body(stream=True)), "stream_not_supported", "body.stream", 1),
-    "two-models": (
-        jsonl(VALID, {**_body(model="other"), "custom_id": "b"}),
-        "mismatched_model",
-        "body.model",
-        2,
-    ),
 }
 """Each with the code, the param and the line that must be reported."""
 
@@ -152,6 +146,17 @@ def test_refused_file_fails_batch_with_errors(
     assert ended["failed_at"] >= ended["created_at"]
     assert (ended["in_progress_at"], ended["output_file_id"], ended["error_file_id"]) == (None,) * 3
     assert ended["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
+
+
+@proves(Area.INPUT, "Beyond OpenAI: one file may have requests of several models")
+def test_one_file_may_mix_models(server: Server) -> None:
+    lines = jsonl(VALID, {**_body(model="other"), "custom_id": "b"})
+    ended = server.finish(server.create(lines))
+    assert (ended["status"], ended["model"], ended["errors"]) == ("completed", None, None)
+    assert ended["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
+    output = server.content(ended["output_file_id"]).splitlines()
+    answers = [json.loads(line)["response"]["body"] for line in output]
+    assert [answer["model"] for answer in answers] == [VALID["body"]["model"], "other"]
 
 
 @proves(Area.INPUT, "`model` is optional for moderations")
