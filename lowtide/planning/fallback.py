@@ -4,6 +4,10 @@ Let open_k and room_k be the bound of a batch at risk (lowtide.planning.escalati
 due by its deadline, open_k - room_k would be late. As many of those that wait, the batch's own last,
 move to the fallback's dedicated pool, but only as many as it can add without putting a batch of its
 own at risk. A fallback promises nothing to others at the expense of what it has promised.
+
+A fleet that promises nothing at all (its dedicated pool is paused, has no engine or no replicas) may
+still be in time by spot. Of its requests, only those move that the fallback would now escalate if they
+waited for its own spot: as late as is safe.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from lowtide.core.pools import Pool
 from lowtide.planning.escalation import OpenBatch, plan_tick
+from lowtide.planning.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -53,6 +58,8 @@ def fall_back(
             if bound is None or batch.unsplit:
                 continue
             late = min(bound.open - bound.capacity - moved, batch.spot + batch.dedicated)
+            if plans[source].risk is not Reason.DEADLINE_BOUND:
+                late = host.due(batch, late)
             lines = host.accept(batch, late)
             if lines > 0:
                 moves.append(FleetMove(batch.id, source, target, lines))
@@ -69,6 +76,12 @@ class _Host:
         self._starts = state.starts(capacity.cold_start)
         self._is_idle = Pool.DEDICATED in state.idle or self._capacity.replicas <= 0
         self._taken = taken
+
+    def due(self, batch: OpenBatch, lines: int) -> int:
+        """Return how many of `lines` requests must start here now to be in time."""
+        waiting = OpenBatch(batch.id, batch.deadline, spot=lines)
+        escalations = self._plan([*self._taken, waiting]).escalations
+        return min(lines, sum(move.lines for move in escalations if move.batch == batch.id))
 
     def accept(self, batch: OpenBatch, lines: int) -> int:
         """Take over up to `lines` requests of a batch; return how many fit.
@@ -89,9 +102,11 @@ class _Host:
         return fits
 
     def _at_risk(self, extra: Iterable[OpenBatch]) -> frozenset[BatchId]:
+        return self._plan(extra).at_risk
+
+    def _plan(self, extra: Iterable[OpenBatch]) -> Plan:
         batches = _merged([*self._state.batches, *extra])
-        plan = plan_tick(batches, self._state.now, self._capacity, self._starts)
-        return plan.at_risk
+        return plan_tick(batches, self._state.now, self._capacity, self._starts)
 
 
 def _part(batch: OpenBatch, lines: int) -> OpenBatch:
@@ -104,6 +119,10 @@ def _merged(batches: Sequence[OpenBatch]) -> list[OpenBatch]:
     for batch in batches:
         known = by_id.get(batch.id)
         by_id[batch.id] = (
-            batch if known is None else replace(known, dedicated=known.dedicated + batch.dedicated)
+            batch
+            if known is None
+            else replace(
+                known, spot=known.spot + batch.spot, dedicated=known.dedicated + batch.dedicated
+            )
         )
     return list(by_id.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -85,6 +86,21 @@ def test_fallback_takes_what_its_own_promises_leave(own: int, moved: int) -> Non
 def test_paused_fallback_takes_nothing(pool: Pool) -> None:
     moves = _moves([_batch(1, 150, 100.0)], [], paused=frozenset({pool}))
     assert bool(moves) is (pool is Pool.SPOT)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "moved"),
+    [
+        pytest.param(3600.0, 0, id="far away: spot may do it"),
+        pytest.param(15.0, 50, id="half can wait for the next tick"),
+    ],
+)
+def test_requests_of_a_fleet_without_dedicated_move_as_late_as_is_safe(
+    seconds: float, moved: int
+) -> None:
+    without = replace(ONE, replicas=0)
+    moves = _moves([_batch(1, 100, seconds)], [], small=without)
+    assert sum(move.lines for move in moves) == moved
 
 
 def test_fallback_that_runs_a_part_of_the_batch_counts_it() -> None:
