@@ -89,8 +89,8 @@ def _contents(world: World) -> dict[str, list[Any]]:
     names = (*PARTITIONED, "queue", "tallies", "request_states")
     return {
         name: world.rows(
-            f"SELECT (to_jsonb(t) - 'fleet' - 'model_revision')::text FROM {name} t ORDER BY 1"
-        )  # noqa: S608
+            f"SELECT (to_jsonb(t) - 'fleet' - 'model_revision')::text FROM {name} t ORDER BY 1"  # noqa: S608
+        )
         for name in names
     }
 
