@@ -131,15 +131,15 @@ def test_load_is_counted_by_tenant_and_pool(database: Database) -> None:
 def test_workers_and_waits_are_read_by_fleet(database: Database) -> None:
     """A batch of two fleets counts once for its tenant."""
     worker = database.engine("worker")
-    batch = add_batch(worker, SeedBatch(total=12))
+    batch = add_batch(worker, SeedBatch(total=4))
     add_queued(worker, batch, "spot", range(1, 5))
     add_worker(worker, "spot")
     leases = [add_worker(worker, "spot"), add_worker(worker, "dedicated")]
     with worker.begin() as connection:
         for statement in (
             "INSERT INTO fleets (name) VALUES ('l4')",
-            """INSERT INTO batch_fleets (batch_id, tenant_id, fleet, lines)
-SELECT id, tenant_id, unnest(ARRAY['default', 'l4']), 6 FROM batches""",
+            """INSERT INTO batch_fleets (batch_id, tenant_id, fleet, lines, split)
+SELECT id, tenant_id, unnest(ARRAY['default', 'l4']), 2, 2 FROM batches""",
             "UPDATE batches SET fleet = NULL, fleet_of_model = ARRAY['default', 'l4']",
             "UPDATE queue SET fleet = 'l4', available_at = now() - interval '9 min' WHERE line > 2",
             "UPDATE queue SET available_at = now() - interval '4 min' WHERE line = 2",
