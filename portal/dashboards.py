@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 ALERT_NAMES: Final = "Lowtide.*"
 """The pattern of the alert names in monitoring/; an Alertmanager may have others."""
-_DEPTH: Final = "max by (pool) (queue_depth)"
-_WAIT: Final = "max by (pool) (queue_oldest_age_seconds)"
+_DEPTH: Final = "max by (fleet, pool) (queue_depth)"
+_WAIT: Final = "max by (fleet, pool) (queue_oldest_age_seconds)"
 _RECENT: Final = "6h"
 _RANGE_STEP: Final = 300
 

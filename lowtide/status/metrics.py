@@ -10,7 +10,6 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from lowtide.core.ids import format_batch_id
-from lowtide.core.pools import Pool
 from lowtide.status.snapshot import SystemSnapshot
 
 if TYPE_CHECKING:
@@ -48,15 +47,17 @@ def _families(snapshot: SystemSnapshot) -> list[GaugeMetricFamily]:
 
 
 def _of_pools(snapshot: SystemSnapshot) -> list[GaugeMetricFamily]:
+    by_fleet = ["fleet", "pool"]
     age = GaugeMetricFamily(
         "queue_oldest_age_seconds",
-        "Age of the oldest claimable request of the pool, in seconds.",
-        labels=["pool"],
+        "Age of the oldest claimable request of the fleet's pool, in seconds.",
+        labels=by_fleet,
     )
-    workers = GaugeMetricFamily("workers_alive", "Workers with a valid lease.", labels=["pool"])
-    for pool in Pool:
-        age.add_metric([pool.value], snapshot.oldest_age(pool))
-        workers.add_metric([pool.value], snapshot.workers(pool))
+    workers = GaugeMetricFamily("workers_alive", "Workers with a valid lease.", labels=by_fleet)
+    for place, count in snapshot.fleet_workers.items():
+        labels = [place.fleet, place.pool.value]
+        age.add_metric(labels, snapshot.fleet_age(place))
+        workers.add_metric(labels, count)
     return [age, workers]
 
 

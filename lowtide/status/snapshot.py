@@ -14,7 +14,7 @@ from lowtide.batches.request_store import WITH_DATA
 from lowtide.batches.store import batch_of
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import BatchId, TenantId
-from lowtide.core.pools import Depth, Pool
+from lowtide.core.pools import Depth, FleetPool, Pool
 from lowtide.database.connections import begin
 from lowtide.engines.breaker import BreakerState
 from lowtide.scheduler.pauses import read_pauses
@@ -73,8 +73,7 @@ class TenantLoad:
 
     def oldest_age(self, pool: Pool, at: datetime) -> float:
         """Return the seconds that the first request of a pool has waited; 0 while none waits."""
-        since = self.oldest.get(pool)
-        return 0.0 if since is None else max((at - since).total_seconds(), 0.0)
+        return _age(self.oldest.get(pool), at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +129,9 @@ class SystemSnapshot:
     `recent` are the newest batches, newest first, of the tenants in `names`. `risky` are the most
     urgent batches at risk. `unsplit` batches wait for their file to be split, `unfinalized` ones for
     their output files, `events` for the broker. `planned` is the number of dedicated replicas that
-    the last tick planned, at `ticked_at`; None before the first. `open_letters` are the dead letters
+    the last tick planned, at `ticked_at`; None before the first. `fleet_workers` has the workers with
+    an unexpired lease of every fleet's pools, `fleet_oldest` the times at which the first queued
+    request of each became claimable, or will; without queued requests it is missing. `open_letters` are the dead letters
     by tenant that were neither requeued nor discarded, `letters` those of all tenants, counted up to
     MAX_LISTED. Other counts of letters and events stop at MAX_COUNTED.
     """
@@ -142,6 +143,8 @@ class SystemSnapshot:
     tenants: tuple[TenantLoad, ...] = ()
     risky: tuple[RiskyBatch, ...] = ()
     live_workers: Mapping[Pool, LiveWorkers] = field(default_factory=dict)
+    fleet_workers: Mapping[FleetPool, int] = field(default_factory=dict)
+    fleet_oldest: Mapping[FleetPool, datetime] = field(default_factory=dict)
     lost_engines: tuple[LostEngine, ...] = ()
     last_seen: Mapping[tuple[Component, str], LastSeen] = field(default_factory=dict)
     unsplit: Backlog = field(default_factory=Backlog)
@@ -175,6 +178,14 @@ class SystemSnapshot:
     def oldest_age(self, pool: Pool) -> float:
         """Return the seconds that the first request of a pool has waited; 0 while none waits."""
         return max((tenant.oldest_age(pool, self.at) for tenant in self.tenants), default=0.0)
+
+    def fleet_age(self, place: FleetPool) -> float:
+        """Return the seconds that the first request of a fleet's pool has waited; 0 while none waits."""
+        return _age(self.fleet_oldest.get(place), self.at)
+
+
+def _age(since: datetime | None, at: datetime) -> float:
+    return 0.0 if since is None else max((at - since).total_seconds(), 0.0)
 
 
 MAX_COUNTED: Final = 10_000
@@ -223,9 +234,10 @@ RECENT = """
 SELECT s.*, (SELECT name FROM tenants WHERE id = s.tenant_id) AS tenant_name
 FROM batch_states s ORDER BY s.id DESC LIMIT :limit
 """
-# A cancelled batch's requests may run on for a while.
+# A row for each tenant, with the totals of its fleets, and one for each fleet, without a tenant. A
+# cancelled batch's requests may run on for a while.
 TENANTS = f"""
-SELECT t.id, t.name, count(DISTINCT b.id) AS batches,
+SELECT t.id, t.name, l.fleet, count(DISTINCT b.id) AS batches,
   count(DISTINCT b.id) FILTER (WHERE b.at_risk) AS at_risk,
   sum(l.spot)::bigint AS spot, sum(l.dedicated)::bigint AS dedicated,
   sum(l.running_spot)::bigint AS running_spot,
@@ -247,26 +259,30 @@ CROSS JOIN LATERAL (SELECT
    ORDER BY available_at LIMIT 1) AS spot,
   (SELECT available_at FROM queue WHERE fleet = l.fleet AND pool = 'dedicated' AND batch_id = b.id
    ORDER BY available_at LIMIT 1) AS dedicated) f
-GROUP BY t.id, t.name ORDER BY t.name
+GROUP BY GROUPING SETS ((t.id, t.name), (l.fleet)) ORDER BY t.name
 """  # noqa: S608 - two constants of ours
 RISKY = """
 SELECT b.id, t.name, b.deadline FROM batches b JOIN tenants t ON t.id = b.tenant_id
 WHERE b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling') AND b.at_risk
 ORDER BY b.deadline LIMIT :most
 """
-# Telemetry comes from engines: a number that cannot be counts as unknown, NaN included.
+# A row for each pool, with the totals of its fleets, and one for each fleet's pool. Telemetry comes
+# from engines: a number that cannot be counts as unknown, NaN included.
 WORKERS = """
-SELECT pool, count(*) AS workers, max(heartbeat_at) AS heartbeat_at,
-  coalesce(json_agg(json_build_array(name, pool, engine_state, engine_reason, engine_since) ORDER BY name)
+SELECT f.name AS fleet, p.pool, count(w.id) AS workers, max(heartbeat_at) AS heartbeat_at,
+  coalesce(json_agg(json_build_array(w.name, w.pool, engine_state, engine_reason, engine_since)
+    ORDER BY w.name)
     FILTER (WHERE engine_state <> 'closed'), '[]')::text AS lost_engines,
   sum(input_token_rate) FILTER (WHERE input_token_rate BETWEEN 0 AND 1e12) AS input_rate,
   sum(output_token_rate) FILTER (WHERE output_token_rate BETWEEN 0 AND 1e12) AS output_rate,
-  count(*) FILTER (WHERE num_nonnulls(engine_running, engine_waiting, engine_kv_cache) > 0)
+  count(w.id) FILTER (WHERE num_nonnulls(engine_running, engine_waiting, engine_kv_cache) > 0)
     AS reporting,
   sum(engine_running) FILTER (WHERE engine_running BETWEEN 0 AND 1000000000) AS running,
   sum(engine_waiting) FILTER (WHERE engine_waiting BETWEEN 0 AND 1000000000) AS waiting,
   max(engine_kv_cache) FILTER (WHERE engine_kv_cache BETWEEN 0 AND 1) AS kv_cache
-FROM workers WHERE expires_at > now() GROUP BY pool
+FROM fleets f CROSS JOIN unnest(cast(:pools AS text[])) AS p (pool)
+LEFT JOIN workers w ON w.fleet = f.name AND w.pool = p.pool AND w.expires_at > now()
+GROUP BY GROUPING SETS ((p.pool), (f.name, p.pool))
 """
 LAST_SEEN = "SELECT component, name, succeeded_at, failed_at, problem FROM last_seen"
 # Ids are ordered by time.
@@ -315,13 +331,15 @@ class SnapshotStore:
 
 
 def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
-    def rows(statement: Any, **parameters: int) -> Sequence[Any]:
+    def rows(statement: Any, **parameters: object) -> Sequence[Any]:
         return connection.execute(statement, parameters).all()
 
     (now,) = rows(_TOTALS)
     (events,) = rows(_EVENTS, most=MAX_COUNTED)
     recent = rows(_RECENT, limit=MAX_RECENT)
-    live_workers = rows(_WORKERS)
+    tenants = rows(_TENANTS)
+    workers = rows(_WORKERS, pools=[pool.value for pool in Pool])
+    live_workers = [row for row in workers if row.fleet is None and row.workers]
     risky = rows(_RISKY, most=MAX_RISKY) if for_metrics else ()
     letters = rows(_LETTERS, most=MAX_COUNTED) if for_metrics else ()
     return SystemSnapshot(
@@ -329,11 +347,22 @@ def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
         totals=_totals(now),
         recent=tuple(map(batch_of, recent)),
         names={TenantId(row.tenant_id): row.tenant_name for row in recent},
-        tenants=tuple(map(_tenant, rows(_TENANTS))),
+        tenants=tuple(_tenant(row) for row in tenants if row.id is not None),
         risky=tuple(RiskyBatch(row.name, BatchId(row.id), row.deadline) for row in risky),
         live_workers={
             Pool(row.pool): LiveWorkers(row.workers, row.heartbeat_at, _engine_use(row))
             for row in live_workers
+        },
+        fleet_workers={
+            FleetPool(row.fleet, Pool(row.pool)): row.workers
+            for row in workers
+            if row.fleet is not None
+        },
+        fleet_oldest={
+            FleetPool(row.fleet, pool): at
+            for row in tenants
+            if row.fleet is not None
+            for pool, at in _oldest(row).items()
         },
         lost_engines=tuple(_lost_engines(live_workers)),
         last_seen={
@@ -369,7 +398,6 @@ def _totals(row: Any) -> Totals:
 
 
 def _tenant(row: Any) -> TenantLoad:
-    oldest = {Pool.SPOT: row.oldest_spot, Pool.DEDICATED: row.oldest_dedicated}
     return TenantLoad(
         TenantId(row.id),
         row.name,
@@ -379,8 +407,13 @@ def _tenant(row: Any) -> TenantLoad:
             Pool.SPOT: Depth(row.spot, row.running_spot),
             Pool.DEDICATED: Depth(row.dedicated, row.running_dedicated),
         },
-        oldest={pool: at for pool, at in oldest.items() if at is not None},
+        oldest=_oldest(row),
     )
+
+
+def _oldest(row: Any) -> dict[Pool, datetime]:
+    oldest = {Pool.SPOT: row.oldest_spot, Pool.DEDICATED: row.oldest_dedicated}
+    return {pool: at for pool, at in oldest.items() if at is not None}
 
 
 def _engine_use(row: Any) -> EngineUse:

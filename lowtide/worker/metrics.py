@@ -37,23 +37,23 @@ _IDLE = Gauge("worker_idle_seconds", "Seconds spent waiting for work since the s
 _WAIT = Histogram(
     "queue_wait_time_seconds",
     "Seconds from queueing to the first claim.",
-    ["pool"],
+    ["fleet", "pool"],
     buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14_400, 43_200, 86_400),
 )
 _ANSWERS = Counter(
     "engine_answers_total",
     "Outcomes of requests: the engine's HTTP status, the reason for a missing one, or interrupted.",
-    ["pool", "answer"],
+    ["fleet", "pool", "answer"],
 )
 _ENGINE_UP = Gauge(
     "worker_engine_up",
     "1 while the worker's engine breaker is closed, else 0.",
-    ["pool"],
+    ["fleet", "pool"],
 )
 _ENGINE_FAULTS = Counter(
     "engine_faults_total",
     "Outcomes attributed to the engine, not to the request, by kind.",
-    ["pool", "kind"],
+    ["fleet", "pool", "kind"],
 )
 _PROMPT_TOKENS = Counter(
     "engine_prompt_tokens_total", "Input tokens of answers, by their usage.", ["fleet", "pool"]
@@ -66,11 +66,13 @@ _CONCURRENCY = Gauge(
     "Max requests in flight while the engine is well; with `auto`, as far as the search has come.",
     ["fleet", "pool"],
 )
-_SPENT = Counter("replica_seconds_total", "Replica seconds of requests that ended.", ["pool"])
+_SPENT = Counter(
+    "replica_seconds_total", "Replica seconds of requests that ended.", ["fleet", "pool"]
+)
 _COST = Counter(
     "cost_total",
-    "Cost of replica seconds at LOWTIDE_SPOT_PRICE and LOWTIDE_DEDICATED_PRICE.",
-    ["pool", "currency"],
+    "Cost of replica seconds at the prices of the fleet's pools.",
+    ["fleet", "pool", "currency"],
 )
 
 
@@ -176,14 +178,14 @@ class WorkerMetrics:
         _ENGINE_REPORT.labels = by_fleet
         self._on_answer = on_answer
         self._price = prices.of_second(pool)
-        self._pool = pool.value
+        self._by_fleet = by_fleet
         # Initialized to 0, so that the first scrape shows an increase.
-        _ANSWERS.labels(self._pool, "200")
-        self._engine_up = _ENGINE_UP.labels(self._pool)
+        _ANSWERS.labels(*by_fleet, "200")
+        self._engine_up = _ENGINE_UP.labels(*by_fleet)
         self._engine_up.set(0)
-        self._wait = _WAIT.labels(pool.value)
-        self._spent = _SPENT.labels(pool.value)
-        self._cost = _COST.labels(pool.value, prices.currency)
+        self._wait = _WAIT.labels(*by_fleet)
+        self._spent = _SPENT.labels(*by_fleet)
+        self._cost = _COST.labels(*by_fleet, prices.currency)
 
     def dequeued(self, claims: Sequence[Claim]) -> None:
         """Count claimed requests, and observe the wait of those claimed for the first time."""
@@ -196,7 +198,7 @@ class WorkerMetrics:
         """Count the engine's answers and their tokens."""
         outcomes = list(outcomes)
         for answer, lines in Tally(map(_answer, outcomes)).items():
-            _ANSWERS.labels(self._pool, answer).inc(lines)
+            _ANSWERS.labels(*self._by_fleet, answer).inc(lines)
             self._on_answer(answer)
         usages = [outcome.usage for outcome in outcomes if isinstance(outcome, Answered)]
         prompt = sum(usage.input_tokens for usage in usages)
@@ -230,7 +232,7 @@ class WorkerMetrics:
 
     def engine_failed(self, kind: str) -> None:
         """Count a fault of the engine."""
-        _ENGINE_FAULTS.labels(self._pool, kind).inc()
+        _ENGINE_FAULTS.labels(*self._by_fleet, kind).inc()
 
     def engine_reports(self, telemetry: EngineTelemetry | None) -> None:
         """Export what the engine reports of itself; None for nothing."""

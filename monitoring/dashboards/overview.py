@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 _HERE = 'namespace=~"$namespace"'
+_FLEET = f'{_HERE},fleet=~"$fleet"'
 
 
 def build() -> Dashboard:
@@ -19,7 +20,7 @@ def build() -> Dashboard:
             "lowtide-overview",
             "Lowtide / Overview",
             "Alerts, deadlines, queues and API responses at a glance.",
-            variables=("namespace",),
+            variables=("namespace", "fleet"),
             since="now-3h",
         )
         .with_panel(
@@ -30,11 +31,13 @@ def build() -> Dashboard:
                 alarm_from=1,
             )
         )
-        .with_panel(number("Queued requests", f"sum(namespace_pool:queue_depth:max{{{_HERE}}})"))
+        .with_panel(
+            number("Queued requests", f"sum(namespace_fleet_pool:queue_depth:max{{{_FLEET}}})")
+        )
         .with_panel(
             number(
                 "Throughput",
-                f"sum(namespace_pool:worker_completed:rate5m{{{_HERE}}})",
+                f"sum(namespace_fleet_pool:worker_completed:rate5m{{{_FLEET}}})",
                 unit="cps",
             )
         )
@@ -74,15 +77,18 @@ def build() -> Dashboard:
         .with_row(row("Work"))
         .with_panel(
             graph(
-                "Queued requests by pool",
-                Query(f"namespace_pool:queue_depth:max{{{_HERE}}}", "{{pool}}"),
+                "Queued requests by fleet and pool",
+                Query(f"namespace_fleet_pool:queue_depth:max{{{_FLEET}}}", "{{fleet}} {{pool}}"),
                 stacked=True,
             )
         )
         .with_panel(
             graph(
-                "Throughput by pool",
-                Query(f"namespace_pool:worker_completed:rate5m{{{_HERE}}}", "{{pool}}"),
+                "Throughput by fleet and pool",
+                Query(
+                    f"namespace_fleet_pool:worker_completed:rate5m{{{_FLEET}}}",
+                    "{{fleet}} {{pool}}",
+                ),
                 unit="cps",
                 stacked=True,
             )

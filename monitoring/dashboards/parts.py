@@ -20,8 +20,8 @@ ALARM: Final = "red"
 # What each variable offers: the labels of a series that every installation, or every pool, has.
 _VARIABLES: Final = {
     "namespace": "label_values(lowtide_build_info, namespace)",
+    "fleet": 'label_values(queue_depth{namespace=~"$namespace"}, fleet)',
     "pool": 'label_values(queue_depth{namespace=~"$namespace"}, pool)',
-    "fleet": 'label_values(worker_concurrency{namespace=~"$namespace"}, fleet)',
     "tenant": 'label_values(tenant_open_batches{namespace=~"$namespace"}, tenant)',
     "batch": 'label_values(batch_at_risk_seconds_left{namespace=~"$namespace"}, batch)',
 }

@@ -10,30 +10,33 @@ if TYPE_CHECKING:
     from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 _HERE = 'namespace=~"$namespace"'
-_POOL = f'{_HERE},pool=~"$pool"'
+_FLEET = f'{_HERE},fleet=~"$fleet"'
+_POOL = f'{_FLEET},pool=~"$pool"'
+_BY = "fleet, pool"
+_NAME = "{{fleet}} {{pool}}"
 
 
 def build() -> Dashboard:
-    """Return queues and replicas by pool."""
+    """Return queues and replicas by fleet and pool."""
     return (
         board(
             "lowtide-queue",
             "Lowtide / Queue and autoscaling",
-            "Depth and age by pool, desired and running replicas, the scheduler and its events.",
-            variables=("namespace", "pool"),
+            "Depth and age by fleet and pool, desired and running replicas, the scheduler and its events.",
+            variables=("namespace", "fleet", "pool"),
             since="now-6h",
         )
         .with_panel(
             graph(
                 "Queued requests",
-                Query(f"namespace_pool:queue_depth:max{{{_POOL}}}", "{{pool}}"),
+                Query(f"namespace_fleet_pool:queue_depth:max{{{_POOL}}}", _NAME),
                 stacked=True,
             )
         )
         .with_panel(
             graph(
                 "Oldest queued request",
-                Query(f"namespace_pool:queue_oldest_age_seconds:max{{{_POOL}}}", "{{pool}}"),
+                Query(f"namespace_fleet_pool:queue_oldest_age_seconds:max{{{_POOL}}}", _NAME),
                 unit="s",
                 description="Age since it became claimable in this pool.",
             )
@@ -43,9 +46,9 @@ def build() -> Dashboard:
                 "Time to first claim",
                 *(
                     Query(
-                        f"histogram_quantile({quantile}, sum by (le, pool) "
+                        f"histogram_quantile({quantile}, sum by (le, {_BY}) "
                         f"(rate(queue_wait_time_seconds_bucket{{{_POOL}}}[$__rate_interval])))",
-                        f"{{{{pool}}}} p{quantile * 100:.0f}",
+                        f"{_NAME} p{quantile * 100:.0f}",
                     )
                     for quantile in (0.5, 0.95)
                 ),
@@ -56,8 +59,8 @@ def build() -> Dashboard:
             graph(
                 "Claims",
                 Query(
-                    f"sum by (pool) (rate(worker_dequeue_total{{{_POOL}}}[$__rate_interval]))",
-                    "{{pool}}",
+                    f"sum by ({_BY}) (rate(worker_dequeue_total{{{_POOL}}}[$__rate_interval]))",
+                    _NAME,
                 ),
                 unit="cps",
             )
@@ -67,16 +70,19 @@ def build() -> Dashboard:
             graph(
                 "Replicas: desired, running, max",
                 Query(
-                    f"namespace_pool:autoscaler_desired_replicas:max{{{_POOL}}}", "{{pool}} desired"
+                    f"namespace_fleet_pool:autoscaler_desired_replicas:max{{{_POOL}}}",
+                    f"{_NAME} desired",
                 ),
-                Query(f"namespace_pool:workers_alive:max{{{_POOL}}}", "{{pool}} running"),
-                Query(f"max by (pool) (autoscaler_max_replicas{{{_POOL}}})", "{{pool}} max"),
+                Query(f"namespace_fleet_pool:workers_alive:max{{{_POOL}}}", f"{_NAME} running"),
+                Query(f"max by ({_BY}) (autoscaler_max_replicas{{{_POOL}}})", f"{_NAME} max"),
             )
         )
         .with_panel(
             graph(
                 "Dedicated replicas needed for deadlines",
-                Query(f"max(dedicated_replicas_planned{{{_HERE}}})", "planned"),
+                Query(
+                    f"max by (fleet) (dedicated_replicas_planned{{{_FLEET}}})", "{{fleet}} planned"
+                ),
                 description="KEDA never scales dedicated above this.",
             )
         )
@@ -84,8 +90,8 @@ def build() -> Dashboard:
             graph(
                 "Planned throughput per replica",
                 Query(
-                    f"max by (pool, model) (replica_rate_lines_per_second{{{_POOL}}})",
-                    "{{pool}} {{model}}",
+                    f"max by ({_BY}, model) (replica_rate_lines_per_second{{{_POOL}}})",
+                    f"{_NAME} {{{{model}}}}",
                 ),
                 unit="cps",
                 description="Lower confidence bound that the scheduler plans with.",
@@ -94,7 +100,7 @@ def build() -> Dashboard:
         .with_panel(
             graph(
                 "Paused pools",
-                Query(f"namespace_pool:pool_paused:max{{{_POOL}}}", "{{pool}}"),
+                Query(f"namespace_fleet_pool:pool_paused:max{{{_POOL}}}", _NAME),
             )
         )
         .with_row(row("Scheduler and events"))

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 _HERE = 'namespace=~"$namespace"'
+_FLEET = f'{_HERE},fleet=~"$fleet"'
 _BATCHES = f'{_HERE},tenant=~"$tenant",batch=~"$batch"'
 _BUDGET = 0.01
 
@@ -21,7 +22,7 @@ def build() -> Dashboard:
             "lowtide-sla",
             "Lowtide / SLA history",
             "Met and missed deadlines, error budget burn, and batches at risk.",
-            variables=("namespace", "tenant", "batch"),
+            variables=("namespace", "fleet", "tenant", "batch"),
             since="now-7d",
         )
         .with_panel(
@@ -44,7 +45,7 @@ def build() -> Dashboard:
         .with_panel(
             number(
                 "Min slack",
-                f"min(batch_deadline_slack_seconds{{{_HERE}}} < +Inf)",
+                f"min(batch_deadline_slack_seconds{{{_FLEET}}} < +Inf)",
                 unit="s",
                 description="Time until all dedicated replicas must run; below 0, a deadline cannot be met.",
             )
@@ -91,13 +92,15 @@ def build() -> Dashboard:
         .with_panel(
             graph(
                 "Slack",
-                Query(f"min(batch_deadline_slack_seconds{{{_HERE}}} < +Inf)", "min"),
+                Query(
+                    f"min by (fleet) (batch_deadline_slack_seconds{{{_FLEET}}} < +Inf)", "{{fleet}}"
+                ),
                 unit="s",
             )
         )
         .with_panel(
             graph(
-                "Requests moved between pools",
+                "Requests moved between pools and fleets",
                 Query(
                     f"sum(increase(escalations_total{{{_HERE}}}[$__rate_interval]))",
                     "to dedicated",
@@ -109,6 +112,10 @@ def build() -> Dashboard:
                 Query(
                     f"sum(increase(deescalations_total{{{_HERE}}}[$__rate_interval]))",
                     "back to spot",
+                ),
+                Query(
+                    f"sum by (fleet) (increase(fallbacks_total{{{_FLEET}}}[$__rate_interval])) > 0",
+                    "from {{fleet}} to its fallback",
                 ),
                 description="Requests move as late as is safe, and back when spot catches up.",
             )

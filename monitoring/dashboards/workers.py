@@ -10,17 +10,19 @@ if TYPE_CHECKING:
     from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 _HERE = 'namespace=~"$namespace"'
-_POOL = f'{_HERE},pool=~"$pool"'
+_POOL = f'{_HERE},fleet=~"$fleet",pool=~"$pool"'
+_BY = "fleet, pool"
+_NAME = "{{fleet}} {{pool}}"
 
 
 def build() -> Dashboard:
-    """Return workers by pool."""
+    """Return workers by fleet and pool."""
     return (
         board(
             "lowtide-workers",
             "Lowtide / Workers",
             "Throughput, failures, interruptions, idle time and cost of spot and dedicated.",
-            variables=("namespace", "pool"),
+            variables=("namespace", "fleet", "pool"),
             since="now-6h",
         )
         .with_panel(
@@ -59,7 +61,7 @@ def build() -> Dashboard:
         .with_panel(
             graph(
                 "Running workers",
-                Query(f"namespace_pool:workers_alive:max{{{_POOL}}}", "{{pool}}"),
+                Query(f"namespace_fleet_pool:workers_alive:max{{{_POOL}}}", _NAME),
                 stacked=True,
             )
         )
@@ -68,9 +70,9 @@ def build() -> Dashboard:
             graph(
                 "Engine outcomes",
                 Query(
-                    "sum by (pool, answer) "
+                    f"sum by ({_BY}, answer) "
                     f"(rate(engine_answers_total{{{_POOL}}}[$__rate_interval]))",
-                    "{{pool}} {{answer}}",
+                    f"{_NAME} {{{{answer}}}}",
                 ),
                 unit="cps",
                 stacked=True,
@@ -79,9 +81,13 @@ def build() -> Dashboard:
         .with_panel(
             graph(
                 "Failed and rejected attempts",
-                Query(f"namespace_pool:engine_failures:ratio_rate5m{{{_POOL}}}", "{{pool}} failed"),
                 Query(
-                    f"namespace_pool:engine_rejections:ratio_rate5m{{{_POOL}}}", "{{pool}} rejected"
+                    f"namespace_fleet_pool:engine_failures:ratio_rate5m{{{_POOL}}}",
+                    f"{_NAME} failed",
+                ),
+                Query(
+                    f"namespace_fleet_pool:engine_rejections:ratio_rate5m{{{_POOL}}}",
+                    f"{_NAME} rejected",
                 ),
                 unit="percentunit",
                 alarm_from=0.1,
@@ -90,7 +96,7 @@ def build() -> Dashboard:
         .with_panel(
             graph(
                 "Engines unavailable",
-                Query(f"namespace_pool:engines_unavailable:count{{{_POOL}}}", "{{pool}}"),
+                Query(f"namespace_fleet_pool:engines_unavailable:count{{{_POOL}}}", _NAME),
                 description="Workers whose engine breaker is not closed. They claim no requests.",
                 alarm_from=1,
             )
@@ -99,8 +105,8 @@ def build() -> Dashboard:
             graph(
                 "Engine faults",
                 Query(
-                    f"sum by (pool, kind) (rate(engine_faults_total{{{_POOL}}}[$__rate_interval]))",
-                    "{{pool}} {{kind}}",
+                    f"sum by ({_BY}, kind) (rate(engine_faults_total{{{_POOL}}}[$__rate_interval]))",
+                    f"{_NAME} {{{{kind}}}}",
                 ),
                 unit="cps",
                 stacked=True,
@@ -129,9 +135,9 @@ def build() -> Dashboard:
             graph(
                 "Cost per hour",
                 Query(
-                    "3600 * sum by (pool, currency) "
+                    f"3600 * sum by ({_BY}, currency) "
                     f"(rate(cost_total{{{_POOL}}}[$__rate_interval]))",
-                    "{{pool}} in {{currency}}",
+                    f"{_NAME} in {{{{currency}}}}",
                 ),
                 stacked=True,
                 description="Cost of requests that ended.",
@@ -141,8 +147,8 @@ def build() -> Dashboard:
             graph(
                 "Busy replicas",
                 Query(
-                    f"sum by (pool) (rate(replica_seconds_total{{{_POOL}}}[$__rate_interval]))",
-                    "{{pool}}",
+                    f"sum by ({_BY}) (rate(replica_seconds_total{{{_POOL}}}[$__rate_interval]))",
+                    _NAME,
                 ),
                 stacked=True,
                 description="Replica seconds per second of requests that ended.",

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowtide.core.pools import DEFAULT_FLEET
 from tests.docs.pages import PYTHON, ROOT
 from tests.e2e.command import clean_environment
 from tests.e2e.questions import chat_file
@@ -192,6 +193,7 @@ class Reader:
             "<API_URL>": lambda: self.stack.base_url,
             "<API_KEY>": lambda: self.stack.api_key,
             "<BATCH_ID>": batch,
+            "<FLEET>": lambda: DEFAULT_FLEET,
             "<FILE_ID>": lambda: self._last(_FILE) or "no file was uploaded",
             "<DEAD_LETTER_ID>": lambda: self._last(_LETTER) or self._dead_letter(),
             ENGINE: lambda: self.engine,

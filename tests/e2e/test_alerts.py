@@ -70,7 +70,9 @@ def test_prometheus_evaluates_every_rule(prometheus: Api) -> None:
 
 
 def test_prometheus_answers_every_panel_query(prometheus: Api) -> None:
-    depth = filled('sum(namespace_pool:queue_depth:max{namespace=~"$namespace"})')
+    depth = filled(
+        'sum(namespace_fleet_pool:queue_depth:max{namespace=~"$namespace",fleet=~"$fleet"})'
+    )
 
     def answer(expression: str) -> Any:
         response = prometheus.get("query", query=filled(expression))

@@ -9,10 +9,11 @@ import pytest
 from prometheus_client import REGISTRY
 
 from lowtide.core.ids import BatchId, TenantId, new_id
-from lowtide.core.pools import Depth, Pool, Prices
+from lowtide.core.pools import Depth, FleetPool, Pool, Prices
+from lowtide.engines.breaker import BreakerState
 from lowtide.engines.outcomes import Answered, Interrupted, Unanswered
 from lowtide.status import metrics
-from lowtide.status.snapshot import Backlog, LiveWorkers, RiskyBatch, SystemSnapshot, TenantLoad
+from lowtide.status.snapshot import Backlog, RiskyBatch, SystemSnapshot, TenantLoad
 from lowtide.telemetry import health
 from lowtide.worker.metrics import WorkerMetrics
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lowtide.engines.outcomes import Outcome
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
+L4_SPOT, L4_DEDICATED = (FleetPool("l4", pool) for pool in Pool)
 ACME = TenantLoad(
     TenantId(new_id()),
     "acme",
@@ -59,14 +61,21 @@ def test_snapshot_is_published_as_a_whole() -> None:
             NOW,
             tenants=(ACME, BETA),
             risky=(RiskyBatch("acme", batch, NOW - timedelta(seconds=3)),),
-            live_workers={Pool.SPOT: LiveWorkers(4, NOW)},
+            fleet_workers={L4_SPOT: 4, L4_DEDICATED: 0, FleetPool("h100", Pool.SPOT): 1},
+            fleet_oldest={
+                L4_SPOT: NOW - timedelta(seconds=61),
+                L4_DEDICATED: NOW + timedelta(seconds=9),
+            },
             open_letters={"acme": 9},
             events=Backlog(2, NOW - timedelta(seconds=8)),
         )
     )
-    assert _value("queue_oldest_age_seconds", pool="spot") == 61
-    assert _value("queue_oldest_age_seconds", pool="dedicated") == 0
-    assert _value("workers_alive", pool="spot") == 4
+    assert _value("queue_oldest_age_seconds", fleet="l4", pool="spot") == 61
+    assert _value("queue_oldest_age_seconds", fleet="l4", pool="dedicated") == 0
+    assert _value("queue_oldest_age_seconds", fleet="h100", pool="spot") == 0
+    assert _value("workers_alive", fleet="l4", pool="spot") == 4
+    assert _value("workers_alive", fleet="l4", pool="dedicated") == 0
+    assert _value("workers_alive", fleet="h100", pool="spot") == 1
     assert _value("tenant_queue_depth", tenant="acme", pool="spot") == 7
     assert _value("tenant_running", tenant="acme", pool="spot") == 3
     assert _value("tenant_queue_oldest_age_seconds", tenant="beta", pool="spot") == 5
@@ -75,19 +84,20 @@ def test_snapshot_is_published_as_a_whole() -> None:
     batch_id = f"batch_{batch.hex}"
     assert _value("batch_at_risk_seconds_left", tenant="acme", batch=batch_id) == -3
     assert (_value("outbox_events"), _value("outbox_oldest_age_seconds")) == (2, 8)
-    metrics.measured(SystemSnapshot(NOW, tenants=(BETA,)))
+    metrics.measured(SystemSnapshot(NOW, tenants=(BETA,), fleet_workers={L4_SPOT: 0}))
     assert _value("tenant_open_batches", tenant="acme") is None
     assert _value("tenant_open_batches", tenant="beta") == 1
-    assert _value("workers_alive", pool="spot") == 0
+    assert _value("workers_alive", fleet="l4", pool="spot") == 0
+    assert _value("workers_alive", fleet="h100", pool="spot") is None
 
 
 def test_engine_answers_are_counted_by_outcome() -> None:
-    meter = WorkerMetrics(Pool.DEDICATED, Prices(1.0, 3.0, "USD"), lambda _: None)
+    meter = WorkerMetrics(Pool.DEDICATED, Prices(1.0, 3.0, "USD"), lambda _: None, fleet="l4")
     answers = ("200", "429", "timeout", "interrupted")
 
     def counts() -> list[float]:
         return [
-            _value("engine_answers_total", pool="dedicated", answer=answer) or 0.0
+            _value("engine_answers_total", fleet="l4", pool="dedicated", answer=answer) or 0.0
             for answer in answers
         ]
 
@@ -100,6 +110,20 @@ def test_engine_answers_are_counted_by_outcome() -> None:
     ]
     meter.ran([*outcomes, Answered(200, b"{}")])
     assert [now - then for now, then in zip(counts(), before, strict=True)] == [2, 1, 1, 1]
+
+
+def test_metrics_of_a_worker_name_its_fleet_and_pool() -> None:
+    meter = WorkerMetrics(Pool.SPOT, Prices(3600.0, 7200.0, "EUR"), lambda _: None, fleet="h100")
+    by_fleet = {"fleet": "h100", "pool": "spot"}
+    assert _value("worker_engine_up", **by_fleet) == 0
+    meter.engine_is(BreakerState.CLOSED)
+    meter.engine_failed("http_503")
+    meter.spent(2.5)
+    assert _value("worker_engine_up", **by_fleet) == 1
+    assert _value("engine_faults_total", **by_fleet, kind="http_503") == 1
+    assert _value("replica_seconds_total", **by_fleet) == 2.5
+    assert _value("cost_total", **by_fleet, currency="EUR") == 2.5
+    assert _value("queue_wait_time_seconds_count", **by_fleet) == 0
 
 
 def test_settled_dead_letters_are_counted() -> None:

@@ -20,10 +20,10 @@ from tests.monitoring.queries import (
 )
 
 UIDS = {
-    "lowtide-overview": {"datasource", "namespace"},
-    "lowtide-sla": {"datasource", "namespace", "tenant", "batch"},
-    "lowtide-queue": {"datasource", "namespace", "pool"},
-    "lowtide-workers": {"datasource", "namespace", "pool"},
+    "lowtide-overview": {"datasource", "namespace", "fleet"},
+    "lowtide-sla": {"datasource", "namespace", "fleet", "tenant", "batch"},
+    "lowtide-queue": {"datasource", "namespace", "fleet", "pool"},
+    "lowtide-workers": {"datasource", "namespace", "fleet", "pool"},
     "lowtide-engines": {"datasource", "namespace", "fleet", "pool"},
     "lowtide-tenants": {"datasource", "namespace", "pool", "tenant"},
 }

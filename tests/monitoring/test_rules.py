@@ -96,8 +96,8 @@ def test_expected_texts_of_alerts_have_whole_numbers_and_name_requests() -> None
 @pytest.mark.parametrize(
     "name",
     [
-        "namespace_pool:engine_failures:ratio_rate5m",
-        "namespace_pool:engine_rejections:ratio_rate5m",
+        "namespace_fleet_pool:engine_failures:ratio_rate5m",
+        "namespace_fleet_pool:engine_rejections:ratio_rate5m",
     ],
 )
 def test_rule_names_every_status_that_requests_do_not_cause(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -58,6 +59,44 @@ def test_operator_and_plain_prometheus_scrape_the_same() -> None:
     (discovery,) = plain["kubernetes_sd_configs"]
     labels = monitor["selector"]["matchLabels"]
     assert discovery["selectors"][0]["label"] == ",".join(f"{k}={v}" for k, v in labels.items())
+
+
+@needs("promtool")
+def test_pods_of_workers_are_scraped_with_fleet_and_pool(tmp_path: Path) -> None:
+    """A worker of an earlier release has no label; functions have no fleet."""
+    job = _read(CONFIG)["scrape_configs"][0]
+    del job["kubernetes_sd_configs"]
+    job["file_sd_configs"] = [{"files": ["targets.json"]}]
+    pods = {
+        "10.0.0.1": ("infer-spot", "default"),
+        "10.0.0.2": ("infer-dedicated-qwen-8b", "qwen-8b"),
+        "10.0.0.3": ("infer-spot", ""),
+        "10.0.0.4": ("schedule", ""),
+    }
+    targets = [
+        {
+            "targets": [address],
+            "labels": {
+                "__meta_kubernetes_pod_ip": address,
+                "__meta_kubernetes_pod_container_name": "worker",
+                "__meta_kubernetes_pod_label_app_kubernetes_io_name": name,
+                "__meta_kubernetes_pod_label_lowtide_dev_fleet": fleet,
+            },
+        }
+        for address, (name, fleet) in pods.items()
+    ]
+    config = tmp_path / "prometheus.yml"
+    config.write_text(yaml.safe_dump({"scrape_configs": [job]}))
+    (tmp_path / "targets.json").write_text(json.dumps(targets))
+    # promtool always waits that long, for targets that it reads at once.
+    command = ("promtool", "check", "service-discovery", "--timeout=3s")
+    labels = [one["labels"] for one in json.loads(run(*command, config, job["job_name"]))]
+    assert {one["__address__"]: (one.get("fleet"), one.get("pool")) for one in labels} == {
+        "10.0.0.1:8081": ("default", "spot"),
+        "10.0.0.2:8081": ("qwen-8b", "dedicated"),
+        "10.0.0.3:8081": ("default", "spot"),
+        "10.0.0.4:8081": (None, None),
+    }
 
 
 def test_every_workload_is_scraped() -> None:

@@ -48,7 +48,7 @@ def test_links_of_running_batch_end_now_and_are_stable() -> None:
 
 def test_prometheus_link_has_expressions_and_range() -> None:
     query = _query(_batch()["Prometheus"])
-    assert query["g0.expr"] == "max by (pool) (queue_depth)"
+    assert query["g0.expr"] == "max by (fleet, pool) (queue_depth)"
     assert query["g1.expr"] == f'batch_at_risk_seconds_left{{batch="{BATCH}"}}'
     assert query["g0.range_input"] == query["g1.range_input"] == "900s"
     assert query["g0.end_input"] == "2026-01-02 03:15:06"

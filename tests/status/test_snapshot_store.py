@@ -11,7 +11,7 @@ from sqlalchemy import event, text
 from lowtide.batches.model import BatchStatus
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, BatchId
-from lowtide.core.pools import Depth, Pool
+from lowtide.core.pools import DEFAULT_FLEET, Depth, FleetPool, Pool
 from lowtide.database.connections import connect
 from lowtide.engines.breaker import BreakerState
 from lowtide.scheduler.pauses import PauseStore
@@ -60,7 +60,10 @@ def test_empty_installation_has_empty_snapshot(database: Database, role: str) ->
     assert snapshot.server_version[0].isdigit()
     assert snapshot.schema_version.isdigit()
     assert snapshot == SystemSnapshot(
-        snapshot.at, server_version=snapshot.server_version, schema_version=snapshot.schema_version
+        snapshot.at,
+        fleet_workers={FleetPool(DEFAULT_FLEET, pool): 0 for pool in Pool},
+        server_version=snapshot.server_version,
+        schema_version=snapshot.schema_version,
     )
 
 
@@ -123,6 +126,43 @@ def test_load_is_counted_by_tenant_and_pool(database: Database) -> None:
     (risky_batch,) = snapshot.risky
     assert (risky_batch.tenant, risky_batch.batch) == ("default", BatchId(risky))
     assert risky_batch.deadline > snapshot.at
+
+
+def test_workers_and_waits_are_read_by_fleet(database: Database) -> None:
+    """A batch of two fleets counts once for its tenant."""
+    worker = database.engine("worker")
+    batch = add_batch(worker, SeedBatch(total=4))
+    add_queued(worker, batch, "spot", range(1, 5))
+    add_worker(worker, "spot")
+    leases = [add_worker(worker, "spot"), add_worker(worker, "dedicated")]
+    with worker.begin() as connection:
+        for statement in (
+            "INSERT INTO fleets (name) VALUES ('l4')",
+            """INSERT INTO batch_fleets (batch_id, tenant_id, fleet, lines, split)
+SELECT id, tenant_id, unnest(ARRAY['default', 'l4']), 2, 2 FROM batches""",
+            "UPDATE batches SET fleet = NULL, fleet_of_model = ARRAY['default', 'l4']",
+            "UPDATE queue SET fleet = 'l4', available_at = now() - interval '9 min' WHERE line > 2",
+            "UPDATE queue SET available_at = now() - interval '4 min' WHERE line = 2",
+        ):
+            connection.execute(text(statement))
+        connection.execute(
+            text("UPDATE workers SET fleet = 'l4' WHERE id = ANY(:leases)"), {"leases": leases}
+        )
+    snapshot = _read(database)
+    assert snapshot.fleet_workers == {
+        FleetPool(DEFAULT_FLEET, Pool.SPOT): 1,
+        FleetPool(DEFAULT_FLEET, Pool.DEDICATED): 0,
+        FleetPool("l4", Pool.SPOT): 1,
+        FleetPool("l4", Pool.DEDICATED): 1,
+    }
+    assert (snapshot.workers(Pool.SPOT), snapshot.workers(Pool.DEDICATED)) == (2, 1)
+    assert 240 <= snapshot.fleet_age(FleetPool(DEFAULT_FLEET, Pool.SPOT)) < 300
+    assert 540 <= snapshot.fleet_age(FleetPool("l4", Pool.SPOT)) < 600
+    assert snapshot.fleet_age(FleetPool("l4", Pool.DEDICATED)) == 0
+    (tenant,) = snapshot.tenants
+    assert tenant.batches == 1
+    assert tenant.depths[Pool.SPOT] == Depth(4, 0)
+    assert 540 <= tenant.oldest_age(Pool.SPOT, snapshot.at) < 600
 
 
 def _telemetry(database: Database, *values: str, pool: str = "spot") -> None:
