@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nicegui import ui
 
 from lowtide.core.ids import now
-from lowtide.services import total_scales
+from lowtide.services import fleets, scales
 from lowtide.status import health
 from lowtide.status.concerns import Concern
 from lowtide.status.health import ComponentHealth, Condition
@@ -108,7 +108,8 @@ def watch_everything(lowtide: App) -> Watching:
     """Build the watches and the poller; nothing is read before the poller starts."""
     settings = lowtide.settings
     forecast = lowtide.services.forecaster.with_eta
-    system = SystemWatch(lowtide.snapshots, total_scales(settings), clock=now, forecast=forecast)
+    by_fleet = {fleet.name: scales(fleet) for fleet in fleets(settings)}
+    system = SystemWatch(lowtide.snapshots, by_fleet, clock=now, forecast=forecast)
     readings = Readings()
     api = objects = alerts = None
     if settings.portal_probes_api:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -14,7 +14,7 @@ from lowtide.batches.request_store import WITH_DATA
 from lowtide.batches.store import batch_of
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import BatchId, TenantId
-from lowtide.core.pools import Depth, Pool
+from lowtide.core.pools import DEFAULT_FLEET, Depth, FleetPool, Pool
 from lowtide.database.connections import begin
 from lowtide.engines.breaker import BreakerState
 from lowtide.scheduler.pauses import read_pauses
@@ -121,6 +121,26 @@ class LostEngine:
     state: BreakerState
     reason: str
     since: datetime
+    fleet: str = DEFAULT_FLEET
+
+
+@dataclass(frozen=True, slots=True)
+class FleetLoad:
+    """A fleet's share of the load.
+
+    `models` are the declared ones, empty for a fleet that is no longer declared. `planned` is the
+    number of dedicated replicas that the last tick planned; None before the first.
+    """
+
+    models: tuple[str, ...] = ()
+    tenants: tuple[TenantLoad, ...] = ()
+    live_workers: Mapping[Pool, LiveWorkers] = field(default_factory=dict)
+    planned: int | None = None
+
+    @property
+    def at_risk(self) -> int:
+        """The number of batches at risk with requests of this fleet."""
+        return sum(tenant.at_risk for tenant in self.tenants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +149,11 @@ class SystemSnapshot:
 
     `recent` are the newest batches, newest first, of the tenants in `names`. `risky` are the most
     urgent batches at risk. `unsplit` batches wait for their file to be split, `unfinalized` ones for
-    their output files, `events` for the broker. `planned` is the number of dedicated replicas that
-    the last tick planned, at `ticked_at`; None before the first. `open_letters` are the dead letters
-    by tenant that were neither requeued nor discarded, `letters` those of all tenants, counted up to
-    MAX_LISTED. Other counts of letters and events stop at MAX_COUNTED.
+    their output files, `events` for the broker. `fleets` are the declared fleets, and those that
+    still have requests, workers or a pause, by name; the last tick planned them at `ticked_at`.
+    `open_letters` are the dead letters by tenant that were neither requeued nor discarded, `letters`
+    those of all tenants, counted up to MAX_LISTED. Other counts of letters and events stop at
+    MAX_COUNTED.
     """
 
     at: datetime
@@ -150,14 +171,35 @@ class SystemSnapshot:
     open_letters: Mapping[str, int] = field(default_factory=dict)
     letters: int = 0
     pauses: tuple[PoolPause, ...] = ()
-    planned: int | None = None
+    fleets: Mapping[str, FleetLoad] = field(default_factory=lambda: {DEFAULT_FLEET: FleetLoad()})
     ticked_at: datetime | None = None
     server_version: str = ""
     schema_version: str = ""
 
-    def pause(self, pool: Pool) -> PoolPause | None:
-        """Return the pause of a pool, if there is one."""
-        return next((pause for pause in self.pauses if pause.pool is pool), None)
+    def of_fleet(self, name: str) -> SystemSnapshot:
+        """Return the snapshot with the load, the workers and the pauses of one fleet alone.
+
+        Batches, events and components stay those of the installation.
+        """
+        if name not in self.fleets or len(self.fleets) == 1:
+            return self
+        load = self.fleets[name]
+        return replace(
+            self,
+            fleets={name: load},
+            tenants=load.tenants,
+            live_workers=load.live_workers,
+            lost_engines=tuple(lost for lost in self.lost_engines if lost.fleet == name),
+            pauses=tuple(pause for pause in self.pauses if pause.fleet == name),
+        )
+
+    def by_fleet(self) -> Iterator[tuple[str, SystemSnapshot]]:
+        """Yield the name and the snapshot of each fleet."""
+        return ((name, self.of_fleet(name)) for name in self.fleets)
+
+    def pause(self, place: FleetPool) -> PoolPause | None:
+        """Return the pause of a fleet's pool, if there is one."""
+        return next((each for each in self.pauses if (each.fleet, each.pool) == place), None)
 
     def engines(self, pool: Pool) -> EngineUse:
         """Return the use of a pool's engines."""
@@ -195,7 +237,8 @@ SELECT count(*) FROM (
 TOTALS = f"""
 SELECT now() AS at, (SELECT count(*) FROM batches) AS batches, active.*, ended.*,
   ({LISTED_LETTERS}) AS letters,
-  (SELECT max(replicas) FROM wanted_replicas) AS planned,
+  (SELECT coalesce(json_agg(json_build_array(f.name, f.spec -> 'models', w.replicas) ORDER BY f.name), '[]')
+   FROM fleets f LEFT JOIN wanted_replicas w ON w.fleet = f.name AND w.pool = 'dedicated')::text AS fleets,
   (SELECT max(at) FROM wanted_replicas) AS ticked_at,
   current_setting('server_version') AS server_version,
   (SELECT min(version_num) FROM alembic_version) AS schema_version
@@ -223,9 +266,10 @@ RECENT = """
 SELECT s.*, (SELECT name FROM tenants WHERE id = s.tenant_id) AS tenant_name
 FROM batch_states s ORDER BY s.id DESC LIMIT :limit
 """
-# A cancelled batch's requests may run on for a while.
+# A cancelled batch's requests may run on for a while. The row of a tenant without a fleet is the one
+# of all its fleets: a batch of several is one batch.
 TENANTS = f"""
-SELECT t.id, t.name, count(DISTINCT b.id) AS batches,
+SELECT t.id, t.name, l.fleet, count(DISTINCT b.id) AS batches,
   count(DISTINCT b.id) FILTER (WHERE b.at_risk) AS at_risk,
   sum(l.spot)::bigint AS spot, sum(l.dedicated)::bigint AS dedicated,
   sum(l.running_spot)::bigint AS running_spot,
@@ -247,7 +291,7 @@ CROSS JOIN LATERAL (SELECT
    ORDER BY available_at LIMIT 1) AS spot,
   (SELECT available_at FROM queue WHERE fleet = l.fleet AND pool = 'dedicated' AND batch_id = b.id
    ORDER BY available_at LIMIT 1) AS dedicated) f
-GROUP BY t.id, t.name ORDER BY t.name
+GROUP BY GROUPING SETS ((t.id, t.name), (t.id, t.name, l.fleet)) ORDER BY t.name
 """  # noqa: S608 - two constants of ours
 RISKY = """
 SELECT b.id, t.name, b.deadline FROM batches b JOIN tenants t ON t.id = b.tenant_id
@@ -256,8 +300,9 @@ ORDER BY b.deadline LIMIT :most
 """
 # Telemetry comes from engines: a number that cannot be counts as unknown, NaN included.
 WORKERS = """
-SELECT pool, count(*) AS workers, max(heartbeat_at) AS heartbeat_at,
-  coalesce(json_agg(json_build_array(name, pool, engine_state, engine_reason, engine_since) ORDER BY name)
+SELECT fleet, pool, count(*) AS workers, max(heartbeat_at) AS heartbeat_at,
+  coalesce(json_agg(
+    json_build_array(name, pool, engine_state, engine_reason, engine_since, fleet) ORDER BY name)
     FILTER (WHERE engine_state <> 'closed'), '[]')::text AS lost_engines,
   sum(input_token_rate) FILTER (WHERE input_token_rate BETWEEN 0 AND 1e12) AS input_rate,
   sum(output_token_rate) FILTER (WHERE output_token_rate BETWEEN 0 AND 1e12) AS output_rate,
@@ -266,7 +311,7 @@ SELECT pool, count(*) AS workers, max(heartbeat_at) AS heartbeat_at,
   sum(engine_running) FILTER (WHERE engine_running BETWEEN 0 AND 1000000000) AS running,
   sum(engine_waiting) FILTER (WHERE engine_waiting BETWEEN 0 AND 1000000000) AS waiting,
   max(engine_kv_cache) FILTER (WHERE engine_kv_cache BETWEEN 0 AND 1) AS kv_cache
-FROM workers WHERE expires_at > now() GROUP BY pool
+FROM workers WHERE expires_at > now() GROUP BY GROUPING SETS ((pool), (fleet, pool))
 """
 LAST_SEEN = "SELECT component, name, succeeded_at, failed_at, problem FROM last_seen"
 # Ids are ordered by time.
@@ -285,7 +330,8 @@ _Value = TypeVar("_Value")
 _CHECK = text("SELECT 1")
 _TOTALS, _RECENT, _TENANTS, _RISKY = map(text, (TOTALS, RECENT, TENANTS, RISKY))
 _WORKERS, _LAST_SEEN, _EVENTS, _LETTERS = map(text, (WORKERS, LAST_SEEN, EVENTS, LETTERS))
-_decode = msgspec.json.Decoder(list[tuple[str, str, str, str, str]]).decode
+_decode = msgspec.json.Decoder(list[tuple[str, str, str, str, str, str]]).decode
+_decode_fleets = msgspec.json.Decoder(list[tuple[str, list[str] | None, int | None]]).decode
 
 
 class SnapshotStore:
@@ -321,7 +367,8 @@ def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
     (now,) = rows(_TOTALS)
     (events,) = rows(_EVENTS, most=MAX_COUNTED)
     recent = rows(_RECENT, limit=MAX_RECENT)
-    live_workers = rows(_WORKERS)
+    tenants, live_workers = rows(_TENANTS), rows(_WORKERS)
+    pauses = read_pauses(connection)
     risky = rows(_RISKY, most=MAX_RISKY) if for_metrics else ()
     letters = rows(_LETTERS, most=MAX_COUNTED) if for_metrics else ()
     return SystemSnapshot(
@@ -329,12 +376,9 @@ def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
         totals=_totals(now),
         recent=tuple(map(batch_of, recent)),
         names={TenantId(row.tenant_id): row.tenant_name for row in recent},
-        tenants=tuple(map(_tenant, rows(_TENANTS))),
+        tenants=_tenants(tenants, None),
         risky=tuple(RiskyBatch(row.name, BatchId(row.id), row.deadline) for row in risky),
-        live_workers={
-            Pool(row.pool): LiveWorkers(row.workers, row.heartbeat_at, _engine_use(row))
-            for row in live_workers
-        },
+        live_workers=_live_workers(live_workers, None),
         lost_engines=tuple(_lost_engines(live_workers)),
         last_seen={
             (Component(row.component), row.name): LastSeen(
@@ -347,8 +391,8 @@ def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
         events=Backlog(events.events, events.oldest),
         open_letters={row.name: row.letters for row in letters},
         letters=now.letters,
-        pauses=read_pauses(connection),
-        planned=now.planned,
+        pauses=pauses,
+        fleets=_fleets(now.fleets, tenants, live_workers, pauses),
         ticked_at=now.ticked_at,
         server_version=now.server_version.split()[0],
         schema_version=now.schema_version or "none",
@@ -366,6 +410,37 @@ def _totals(row: Any) -> Totals:
         missed=row.missed,
         all_failed=row.all_failed,
     )
+
+
+def _fleets(
+    known: str,
+    tenants: Sequence[Any],
+    live_workers: Sequence[Any],
+    pauses: Sequence[PoolPause],
+) -> dict[str, FleetLoad]:
+    rows = {name: (models, planned) for name, models, planned in _decode_fleets(known)}
+    names = {name for name, (models, _) in rows.items() if models is not None}
+    names |= {row.fleet for row in (*tenants, *live_workers) if row.fleet is not None}
+    names |= {pause.fleet for pause in pauses}
+    loads = {}
+    for name in sorted(names or {DEFAULT_FLEET}):
+        models, planned = rows.get(name, (None, None))
+        loads[name] = FleetLoad(
+            tuple(models or ()), _tenants(tenants, name), _live_workers(live_workers, name), planned
+        )
+    return loads
+
+
+def _tenants(rows: Sequence[Any], fleet: str | None) -> tuple[TenantLoad, ...]:
+    return tuple(_tenant(row) for row in rows if row.fleet == fleet)
+
+
+def _live_workers(rows: Sequence[Any], fleet: str | None) -> dict[Pool, LiveWorkers]:
+    return {
+        Pool(row.pool): LiveWorkers(row.workers, row.heartbeat_at, _engine_use(row))
+        for row in rows
+        if row.fleet == fleet
+    }
 
 
 def _tenant(row: Any) -> TenantLoad:
@@ -391,7 +466,9 @@ def _engine_use(row: Any) -> EngineUse:
 
 def _lost_engines(live_workers: Sequence[Any]) -> Iterator[LostEngine]:
     for row in live_workers:
-        for name, pool, state, reason, since in _decode(row.lost_engines):
+        if row.fleet is not None:
+            continue
+        for name, pool, state, reason, since, fleet in _decode(row.lost_engines):
             yield LostEngine(
-                name, Pool(pool), BreakerState(state), reason, datetime.fromisoformat(since)
+                name, Pool(pool), BreakerState(state), reason, datetime.fromisoformat(since), fleet
             )

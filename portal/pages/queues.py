@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 from fastapi import Request  # noqa: TC002 - read at run time, to know what the page takes
 from nicegui import ui
 
-from lowtide.core.pools import SPOT_HOURS, Pool
+from lowtide.core.pools import DEFAULT_FLEET, SPOT_HOURS, FleetPool, Pool
 from lowtide.status.history import HistoryRange
 from portal.components.basics import BADGE_CELL, Badge, StatCard, heading, pool_badge, pool_of
 from portal.components.charts import (
@@ -153,7 +153,7 @@ class PoolControl:
             snapshot.engines(self._pool), snapshot.workers(self._pool)
         )
         self._engines.set_visibility(bool(self._engines.text))
-        paused = snapshot.pause(self._pool) is not None
+        paused = snapshot.pause(FleetPool(DEFAULT_FLEET, self._pool)) is not None
         if paused != self._paused:
             self._show_state(paused=paused)
 

@@ -11,7 +11,7 @@ from sqlalchemy import event, text
 from lowtide.batches.model import BatchStatus
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, BatchId
-from lowtide.core.pools import Depth, Pool
+from lowtide.core.pools import DEFAULT_FLEET, Depth, FleetPool, Pool
 from lowtide.database.connections import connect
 from lowtide.engines.breaker import BreakerState
 from lowtide.scheduler.pauses import PauseStore
@@ -123,6 +123,40 @@ def test_load_is_counted_by_tenant_and_pool(database: Database) -> None:
     (risky_batch,) = snapshot.risky
     assert (risky_batch.tenant, risky_batch.batch) == ("default", BatchId(risky))
     assert risky_batch.deadline > snapshot.at
+
+
+def test_load_is_counted_by_fleet(database: Database) -> None:
+    worker = database.engine("worker")
+    mixed = add_batch(worker, SeedBatch(total=8, at_risk=True, parts={"large": 4, "small": 4}))
+    add_queued(worker, mixed, "spot", range(1, 5), fleet="large")
+    add_queued(worker, mixed, "dedicated", range(5, 7), fleet="small")
+    add_claimed(worker, mixed, "spot", range(7, 9), fleet="small")
+    add_worker(worker, "spot", fleet="small")
+    add_worker(worker, "spot", fleet="old")
+    with worker.begin() as connection:
+        for statement in (
+            """INSERT INTO fleets (name, spec) VALUES ('idle', '{"models": ["m", "n-*"]}')""",
+            "INSERT INTO wanted_replicas (fleet, pool, replicas, since) "
+            "VALUES ('small', 'dedicated', 3, '{}')",
+            "UPDATE workers SET engine_state = 'open' WHERE fleet = 'old'",
+        ):
+            connection.exec_driver_sql(statement)
+    PauseStore(database.engine("operator")).pause(Pool.SPOT, "ana", "large")
+    snapshot = _read(database)
+    (tenant,) = snapshot.tenants
+    assert (tenant.batches, tenant.at_risk) == (1, 1), "a batch of two fleets is one batch"
+    assert tenant.depths == {Pool.SPOT: Depth(4, 2), Pool.DEDICATED: Depth(2, 0)}
+    assert snapshot.workers(Pool.SPOT) == 2
+    assert list(snapshot.fleets) == ["idle", "large", "old", "small"]
+    assert snapshot.fleets["idle"].models == ("m", "n-*")
+    assert [load.at_risk for load in snapshot.fleets.values()] == [0, 1, 0, 1]
+    large, small = snapshot.of_fleet("large"), snapshot.of_fleet("small")
+    assert [large.depth(pool) for pool in Pool] == [Depth(4, 0), Depth(0, 0)]
+    assert [small.depth(pool) for pool in Pool] == [Depth(0, 2), Depth(2, 0)]
+    assert (large.workers(Pool.SPOT), small.workers(Pool.SPOT)) == (0, 1)
+    assert (large.fleets["large"].planned, small.fleets["small"].planned) == (None, 3)
+    assert large.pause(FleetPool("large", Pool.SPOT)) is not None
+    assert [lost.fleet for lost in snapshot.lost_engines] == ["old"]
 
 
 def _telemetry(database: Database, *values: str, pool: str = "spot") -> None:
@@ -247,7 +281,7 @@ def test_snapshot_has_pauses(database: Database) -> None:
     pause = PauseStore(engine).pause(Pool.SPOT, "ana")
     snapshot = _read(database)
     assert snapshot.pauses == (pause,)
-    assert (snapshot.pause(Pool.SPOT), snapshot.pause(Pool.DEDICATED)) == (pause, None)
+    assert [snapshot.pause(FleetPool(DEFAULT_FLEET, pool)) for pool in Pool] == [pause, None]
 
 
 def test_snapshot_counts_waiting_events_and_open_dead_letters(world: World) -> None:
