@@ -136,8 +136,9 @@ def test_load_is_counted_by_fleet(database: Database) -> None:
     with worker.begin() as connection:
         for statement in (
             """INSERT INTO fleets (name, spec) VALUES ('idle', '{"models": ["m", "n-*"]}')""",
-            "INSERT INTO wanted_replicas (fleet, pool, replicas, since) "
-            "VALUES ('small', 'dedicated', 3, '{}')",
+            "INSERT INTO fleets (name) VALUES ('small')",
+            """INSERT INTO wanted_replicas (fleet, pool, replicas, since)
+              VALUES ('small', 'dedicated', 3, '{}')""",
             "UPDATE workers SET engine_state = 'open' WHERE fleet = 'old'",
         ):
             connection.exec_driver_sql(statement)
