@@ -133,7 +133,7 @@ class FollowedHistory:
         self._live = live
         self._follower = ui.context.client.id
         self._subject: Subject[History] | None = None
-        self._range: HistoryRange | None = None
+        self._wanted: tuple[HistoryRange, str | None] | None = None
         ui.context.client.on_delete(lambda: watching.readings.unfollow(self._follower))
 
     @property
@@ -141,15 +141,15 @@ class FollowedHistory:
         """The last good reading."""
         return None if self._subject is None else self._subject.reading.value
 
-    async def follow(self, history_range: HistoryRange) -> None:
-        """Switch to this range, and read it once."""
-        self._range = history_range
+    async def follow(self, history_range: HistoryRange, fleet: str | None = None) -> None:
+        """Switch to this range, of one fleet or of all, and read it once."""
+        wanted = self._wanted = history_range, fleet
         book = self._watching.history
-        subject = Subject(("history", history_range), lambda: book.read(history_range))
+        subject = Subject(("history", *wanted), lambda: book.read(*wanted))
         followed = self._watching.readings.follow(
             self._follower, subject, lambda: self._live.paused
         )
         await followed.read()
-        # A range chosen during the read takes precedence.
-        if self._range is history_range:
+        # A range or fleet chosen during the read takes precedence.
+        if self._wanted == wanted:
             self._subject = followed

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nicegui import ui
 
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.status.history import HistoryRange
 from portal import theme
 from portal.components.basics import heading
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
     from datetime import datetime
 
-    from lowtide.status.history import History, HistoryPoint, PoolPoint, SlaBar
+    from lowtide.status.history import History, HistoryPoint, PauseSpan, PoolPoint, SlaBar
     from lowtide.status.snapshot import LostEngine
 
 
@@ -69,9 +69,14 @@ class Mark:
 
 def marks_of(history: History, lost_engines: Iterable[LostEngine] = ()) -> tuple[Mark, ...]:
     """Return the marks of a history: pauses of pools, and engines that are away now."""
-    pauses = [Mark(f"{each.pool} paused", each.since, each.until) for each in history.pauses]
-    engines = [Mark(f"{each.pool} engine away", each.since, None) for each in lost_engines]
-    return (*pauses, *engines)
+    return (
+        *(Mark(f"{_place(each)} paused", each.since, each.until) for each in history.pauses),
+        *(Mark(f"{_place(each)} engine away", each.since, None) for each in lost_engines),
+    )
+
+
+def _place(part: PauseSpan | LostEngine) -> str:
+    return part.pool.value if part.fleet == DEFAULT_FLEET else f"{part.fleet} {part.pool}"
 
 
 class TimeChart:

@@ -166,6 +166,18 @@ def add_worker(
     return lease
 
 
+def add_fleets(engine: Engine, *names: str) -> None:
+    """Record fleets that are no longer declared: they are shown while they have requests."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO fleets (name) SELECT unnest(cast(:names AS text[])) "
+                "ON CONFLICT DO NOTHING"
+            ),
+            {"names": list(names)},
+        )
+
+
 def add_samples(engine: Engine, *, minutes: int, fleet: str = "default") -> None:
     """Store samples of both pools for each of the last minutes, with a gap of ten in the middle."""
     with engine.begin() as connection:
