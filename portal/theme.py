@@ -205,6 +205,8 @@ TONES
 .errors a[aria-current] { font-weight: 600; }
 .concerns ul.alerts { padding: 0; list-style: none; display: flex; flex-direction: column; gap: 8px; }
 .alert { display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: baseline; }
+.scrolled-x { overflow-x: auto; }
+.fleets td:first-of-type { min-width: 140px; overflow-wrap: anywhere; }
 .plain-table { width: 100%; border-collapse: collapse; }
 .plain-table th, .plain-table td { padding: 8px 12px 8px 0; text-align: left; font-weight: 400; }
 .plain-table thead th { color: var(--muted); font-size: 12.5px; font-weight: 600; }

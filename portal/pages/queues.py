@@ -12,7 +12,6 @@ from fastapi import Request  # noqa: TC002 - read at run time, to know what the 
 from nicegui import ui
 
 from lowtide.core.pools import SPOT_HOURS, FleetPool, Pool
-from lowtide.fleets.model import ANY
 from lowtide.status.history import HistoryRange
 from portal.components.basics import BADGE_CELL, Badge, StatCard, heading, pool_badge, pool_of
 from portal.components.charts import (
@@ -26,7 +25,7 @@ from portal.components.charts import (
 from portal.components.frame import page
 from portal.components.pausing import PauseNotes, set_paused
 from portal.dashboards import dashboard_links
-from portal.formats import counted, duration, number, token_rates
+from portal.formats import counted, duration, models_in_words, number, token_rates
 from portal.live import Live, Rebuilt
 from portal.loading import soon
 from portal.pulse import PULSE
@@ -194,13 +193,6 @@ def engines_in_words(engines: EngineUse, workers: int) -> str:
         )
         parts.append(f"in {where}: {', '.join(load)}")
     return " · ".join(filter(None, parts))
-
-
-def models_in_words(models: Sequence[str]) -> str:
-    """Return the models of a fleet in words; none are declared for one that ends."""
-    if not models:
-        return "no longer declared"
-    return ", ".join("any model" if model == ANY else model for model in models)
 
 
 PATH: Final = "/queues"
