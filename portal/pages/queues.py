@@ -196,6 +196,11 @@ def engines_in_words(engines: EngineUse, workers: int) -> str:
 
 
 PATH: Final = "/queues"
+_HOW: Final = (
+    "The scheduler takes a sample per minute. Each point is the max of its step, or the mean for "
+    "rates; a gap means that there was no sample. Cost counts accepted results only."
+)
+_PRICES: Final = "Fleets whose prices differ have no common cost: choose one of them."
 _FIRST_RANGE: Final = HistoryRange.HOUR
 
 
@@ -269,10 +274,8 @@ class QueuesPage:
             range_choice(self._range, self._choose_range)
         self._charts: list[TimeChart] = []
         self._history_charts = Rebuilt(self._build_charts, "halves")
-        ui.label(
-            "The scheduler takes a sample per minute. Each point is the max of its step, or the mean for "
-            "rates; a gap means that there was no sample. Cost counts accepted results only."
-        ).classes("muted small")
+        several = len(self._fleets()) > 1
+        ui.label(f"{_HOW} {_PRICES}" if several else _HOW).classes("muted small")
 
     def _build_choice(self, fleets: tuple[str, ...]) -> None:
         if len(fleets) > 1:

@@ -71,6 +71,7 @@ def add_batch(engine: Engine, seed: SeedBatch) -> UUID:
         "endpoint": "/v1/chat/completions",
         "model": None if seed.parts else seed.model,
         "fleet": None if seed.parts else seed.fleet,
+        "fleet_of_model": list(seed.parts) or None,
         "completion_window": "24h",
         "status": seed.status.value,
         "created_at": created,
