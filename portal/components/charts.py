@@ -118,7 +118,7 @@ class TimeChart:
         begin = history.until - history.range.span
         _span(self._chart, begin, history.until)
         self._chart.options["series"][0]["markArea"]["data"] = [
-            _area(mark, begin, history.until) for mark in marks
+            _area(mark, begin, history.until, row) for row, mark in enumerate(marks)
         ]
         texts = [*self._last_values(history), *dict.fromkeys(mark.text for mark in marks)]
         self._chart.props["aria-label"] = f"{self._title}: {', '.join(texts)}"
@@ -162,11 +162,11 @@ class SlaChart:
         self._chart.update()
 
 
-def _area(mark: Mark, begin: datetime, until: datetime) -> list[dict[str, Any]]:
-    """Return the data of a mark; its text stays inside the chart."""
+def _area(mark: Mark, begin: datetime, until: datetime, row: int) -> list[dict[str, Any]]:
+    """Return the data of a mark; its text stays inside the chart, in one of a few rows."""
     since = max(mark.since, begin)
     side = "Right" if since - begin > until - since else "Left"
-    label = {"position": f"insideTop{side}"}
+    label = {"position": f"insideTop{side}", "offset": [0, 14 * (row % _MARK_ROWS)]}
     return [
         {"name": mark.text, "label": label, "xAxis": _milliseconds(since)},
         {"xAxis": _milliseconds(mark.until or until)},
@@ -222,6 +222,7 @@ _MOMENT: Final = """params => {
   return `${at.getDate()} ${at.toLocaleString("en-US", { month: "short" })} ${at.getFullYear()}, `
     + [at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":");
 }"""
+_MARK_ROWS: Final = 6
 _MARK_AREA: Final = {
     "silent": True,
     "itemStyle": {"color": theme.CHART_MARK},
