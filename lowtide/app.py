@@ -14,6 +14,7 @@ from flask import current_app, has_app_context
 from lowtide import __version__
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import new_id, now
+from lowtide.core.pools import FleetPool
 from lowtide.database.connections import answers, connect
 from lowtide.database.schema import check_schema
 from lowtide.events.outbox import Outbox
@@ -300,8 +301,9 @@ class App:
         from lowtide.worker.build import build_worker
         from lowtide.worker.metrics import WorkerMetrics
 
-        self.observations.note(Component.FUNCTION, f"infer_{pool}")
-        engine = ObservedEngine(self.observations, pool)
+        place = FleetPool(self.settings.fleet, pool)
+        self.observations.note(Component.FUNCTION, f"infer_{place.key}")
+        engine = ObservedEngine(self.observations, place)
         return build_worker(
             self.settings,
             self.database,

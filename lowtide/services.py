@@ -97,19 +97,6 @@ def scales(fleet: Fleet) -> dict[Pool, PoolScale]:
     }
 
 
-def total_scales(settings: Settings) -> dict[Pool, PoolScale]:
-    """Return the scaling of each pool of all fleets together."""
-    from lowtide.planning.demand import PoolScale
-
-    return {
-        pool: PoolScale(
-            min(fleet.pool(pool).rows_per_replica for fleet in fleets(settings)),
-            sum(fleet.pool(pool).max_replicas for fleet in fleets(settings)),
-        )
-        for pool in Pool
-    }
-
-
 def capacities(settings: Settings) -> dict[str, FleetCapacity]:
     """Return the configured capacity of each fleet, which forecasts count on."""
     from lowtide.batches.workload import FleetCapacity

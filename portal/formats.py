@@ -10,8 +10,10 @@ from zoneinfo import ZoneInfo
 from nicegui.slot import Slot
 
 from lowtide.core.durations import duration
+from lowtide.fleets.model import ANY
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime, timedelta
 
 
@@ -37,7 +39,8 @@ def zone_named(name: str) -> tzinfo:
 
 
 __all__ = [
-    "absolute", "ago", "counted", "day", "duration", "hint", "milliseconds", "money", "number", "per_second",
+    "absolute", "ago", "counted", "day", "duration", "hint", "milliseconds",
+    "models_in_words", "money", "number", "per_second",
     "rough", "size", "token_rates", "utc",
 ]  # fmt: skip
 
@@ -127,3 +130,10 @@ def size(count: int) -> str:
 def money(amount: float) -> str:
     """Return an amount to the cent; a smaller one is `under 0.01`."""
     return f"{amount:,.2f}" if amount >= 0.01 or amount == 0 else "under 0.01"
+
+
+def models_in_words(models: Sequence[str]) -> str:
+    """Return the models of a fleet in words; none are declared for one that ends."""
+    if not models:
+        return "no longer declared"
+    return ", ".join("any model" if model == ANY else model for model in models)

@@ -108,6 +108,7 @@ h1, h2, p, dl, dd { margin: 0; }
 .titlebar { display: flex; align-items: baseline; gap: 4px 16px; flex-wrap: wrap; }
 h1 { overflow-wrap: anywhere; font-size: 24px; line-height: 1.2; font-weight: 650; letter-spacing: -.015em; }
 h2 { font-size: 15px; line-height: 1.3; font-weight: 650; letter-spacing: 0; }
+h3 { font-size: 14px; line-height: 1.3; font-weight: 600; overflow-wrap: anywhere; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 18px 20px; min-width: 0; }
 .cards { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 16px; }
@@ -179,6 +180,13 @@ TONES
 
 .pool { display: flex; flex-direction: column; gap: 8px; }
 .pool + .pool, .probe + .probe { border-top: 1px solid var(--line); padding-top: 14px; }
+.pools { display: flex; flex-direction: column; gap: 14px; }
+.fleet-pools { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr));
+  gap: 14px 40px; padding-bottom: 14px; }
+.fleet-pools:not(:last-child) { border-bottom: 1px solid var(--line); }
+.fleet-pools .pool + .pool { border-top: 0; padding-top: 0; }
+.fleet-choice { max-width: 320px; }
+.fleet-choice:empty { display: none; }
 .pool-head { display: flex; align-items: center; gap: 10px; justify-content: space-between; }
 .pool-figures { display: flex; gap: 4px 20px; flex-wrap: wrap; }
 .pool-figures b, .probe b { font-weight: 650; }
@@ -197,6 +205,8 @@ TONES
 .errors a[aria-current] { font-weight: 600; }
 .concerns ul.alerts { padding: 0; list-style: none; display: flex; flex-direction: column; gap: 8px; }
 .alert { display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: baseline; }
+.scrolled-x { overflow-x: auto; }
+.fleets td:first-of-type { min-width: 140px; overflow-wrap: anywhere; }
 .plain-table { width: 100%; border-collapse: collapse; }
 .plain-table th, .plain-table td { padding: 8px 12px 8px 0; text-align: left; font-weight: 400; }
 .plain-table thead th { color: var(--muted); font-size: 12.5px; font-weight: 600; }

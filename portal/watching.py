@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nicegui import ui
 
 from lowtide.core.ids import now
-from lowtide.services import total_scales
+from lowtide.services import fleets, scales
 from lowtide.status import health
 from lowtide.status.concerns import Concern
 from lowtide.status.health import ComponentHealth, Condition
@@ -108,7 +108,8 @@ def watch_everything(lowtide: App) -> Watching:
     """Build the watches and the poller; nothing is read before the poller starts."""
     settings = lowtide.settings
     forecast = lowtide.services.forecaster.with_eta
-    system = SystemWatch(lowtide.snapshots, total_scales(settings), clock=now, forecast=forecast)
+    by_fleet = {fleet.name: scales(fleet) for fleet in fleets(settings)}
+    system = SystemWatch(lowtide.snapshots, by_fleet, clock=now, forecast=forecast)
     readings = Readings()
     api = objects = alerts = None
     if settings.portal_probes_api:
@@ -132,7 +133,7 @@ class FollowedHistory:
         self._live = live
         self._follower = ui.context.client.id
         self._subject: Subject[History] | None = None
-        self._range: HistoryRange | None = None
+        self._wanted: tuple[HistoryRange, str | None] | None = None
         ui.context.client.on_delete(lambda: watching.readings.unfollow(self._follower))
 
     @property
@@ -140,15 +141,15 @@ class FollowedHistory:
         """The last good reading."""
         return None if self._subject is None else self._subject.reading.value
 
-    async def follow(self, history_range: HistoryRange) -> None:
-        """Switch to this range, and read it once."""
-        self._range = history_range
+    async def follow(self, history_range: HistoryRange, fleet: str | None = None) -> None:
+        """Switch to this range, of one fleet or of all, and read it once."""
+        wanted = self._wanted = history_range, fleet
         book = self._watching.history
-        subject = Subject(("history", history_range), lambda: book.read(history_range))
+        subject = Subject(("history", *wanted), lambda: book.read(*wanted))
         followed = self._watching.readings.follow(
             self._follower, subject, lambda: self._live.paused
         )
         await followed.read()
-        # A range chosen during the read takes precedence.
-        if self._range is history_range:
+        # A range or fleet chosen during the read takes precedence.
+        if self._wanted == wanted:
             self._subject = followed

@@ -26,6 +26,7 @@ from lowtide.core.errors import NotFound
 from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id, format_file_id
 from lowtide.core.pools import Pool
 from lowtide.files.store import file_of
+from lowtide.fleets.placement import BatchPart
 from lowtide.objects.names import MARK
 from lowtide.planning.reasons import Reason
 from lowtide.tenants.audit import note
@@ -72,6 +73,9 @@ WHERE b.id = :batch
 _OWNER = text("SELECT tenant_id FROM batches WHERE id = :batch")
 _DATA_ENDED = text("SELECT data_ended_at FROM batches WHERE id = :batch")
 _TENANT = text("SELECT name FROM tenants WHERE id = :tenant")
+_PARTS = text("""
+SELECT fleet, model, lines FROM batch_fleets WHERE batch_id = :batch AND lines > 0 ORDER BY fleet
+""")
 _WORKERS = text("SELECT id, name FROM workers WHERE id = ANY(cast(:ids AS uuid[]))")
 # A search by custom_id scans the requests of one batch: an index would cost splits more than these
 # scans cost.
@@ -177,6 +181,7 @@ class BatchDetailStore:
                 notes=_notes(connection, scope, rows),
                 errors=tuple(TopError(*error) for error in errors),
                 files=_files(connection, record),
+                parts=_parts(connection, record),
             )
 
     def lines(
@@ -263,6 +268,13 @@ class BatchDetailStore:
 def _data_ended_at(connection: Connection, batch: BatchId) -> datetime | None:
     at: datetime | None = connection.execute(_DATA_ENDED, {"batch": batch}).scalar_one_or_none()
     return at
+
+
+def _parts(connection: Connection, batch: Batch) -> tuple[BatchPart, ...]:
+    if batch.fleet is not None:
+        return ()
+    rows = connection.execute(_PARTS, {"batch": batch.id})
+    return tuple(BatchPart(row.fleet, row.lines, row.model) for row in rows)
 
 
 def _history(connection: Connection, batch: Batch) -> tuple[Sequence[Any], Sequence[Any]]:

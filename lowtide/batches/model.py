@@ -239,7 +239,8 @@ class Batch:
     that its work continues; `pool` is the pool in which its requests started. An `expiring` batch
     has missed its deadline; `risk` is the reason of `at_risk`, None unless the scheduler marked it.
     `retention` is its own, or else its tenant's, in seconds; `data_ends_at` is None until it ends.
-    `input_url` is the object that its input file is imported from. `fleet` runs it; None is several.
+    `input_url` is the object that its input file is imported from. `fleet` runs it; None is several, the `fleets`
+    of its models.
     """
 
     id: BatchId
@@ -290,6 +291,7 @@ class Batch:
     data_ends_at: datetime | None = None
     zero_retention: bool = False
     fleet: str | None = DEFAULT_FLEET
+    fleets: tuple[str, ...] = ()
 
     def require_data(self) -> None:
         """Raise NotFound if the data of the batch has ended."""

@@ -336,6 +336,7 @@ def batch_of(row: Any) -> Batch:
         data_ended_at=row.data_ended_at,
         zero_retention=row.zero_retention,
         fleet=row.fleet,
+        fleets=() if row.fleet else tuple(dict.fromkeys(row.fleet_of_model or ())),
         risk=_risk(row) if row.at_risk and row.risk_reason is not None else None,
         input_url=row.input_url,
         export=_export(row) if row.output_url is not None else None,

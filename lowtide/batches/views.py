@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lowtide.batches.results import RequestState
     from lowtide.core.ids import FileId, TenantId
     from lowtide.core.pools import Pool
+    from lowtide.fleets.placement import BatchPart
     from lowtide.planning.reasons import Bound, Reason
 
 
@@ -144,7 +145,10 @@ class BatchFile:
 
 @dataclass(frozen=True, slots=True)
 class BatchDetails:
-    """The details of a batch at the database's time `at`; `notes` are the latest, newest first."""
+    """The details of a batch at the database's time `at`; `notes` are the latest, newest first.
+
+    `parts` are its requests by fleet, by name, if several fleets run it.
+    """
 
     at: datetime
     batch: Batch
@@ -152,6 +156,7 @@ class BatchDetails:
     notes: tuple[Note, ...]
     errors: tuple[TopError, ...]
     files: tuple[BatchFile, ...]
+    parts: tuple[BatchPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

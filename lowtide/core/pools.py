@@ -28,6 +28,16 @@ class FleetPool(NamedTuple):
     fleet: str
     pool: Pool
 
+    @property
+    def key(self) -> str:
+        """The name in records: `llama-70b/spot`, or `spot` of the default fleet."""
+        return self.pool.value if self.fleet == DEFAULT_FLEET else f"{self.fleet}/{self.pool}"
+
+    @property
+    def label(self) -> str:
+        """The pool and its fleet in words: `spot of llama-70b`, or `spot` of the default fleet."""
+        return self.pool.value if self.fleet == DEFAULT_FLEET else f"{self.pool} of {self.fleet}"
+
 
 @dataclass(frozen=True, slots=True)
 class Depth:

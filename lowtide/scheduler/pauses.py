@@ -106,7 +106,7 @@ class PauseStore:
             with begin(self._engine) as connection:
                 row = connection.execute(_PAUSE, {**_keys(place), "actor": actor}).one_or_none()
                 if row is not None:
-                    note(connection, None, actor, "pool.paused", [subject_of(place)])
+                    note(connection, None, actor, "pool.paused", [place.key])
                     return _pause(row)
                 for pause in read_pauses(connection):
                     if (pause.fleet, pause.pool) == place:
@@ -119,7 +119,7 @@ class PauseStore:
             row = connection.execute(_RESUME, _keys(place)).one_or_none()
             if row is None:
                 return None
-            note(connection, None, actor, "pool.resumed", [subject_of(place)])
+            note(connection, None, actor, "pool.resumed", [place.key])
             return _pause(row)
 
 
@@ -136,13 +136,8 @@ def _keys(place: FleetPool) -> dict[str, str]:
     return {"fleet": place.fleet, "pool": place.pool.value}
 
 
-def subject_of(place: FleetPool) -> str:
-    """Return the name of a fleet's pool in the audit log: `spot`, or `llama-70b/spot`."""
-    return place.pool.value if place.fleet == DEFAULT_FLEET else f"{place.fleet}/{place.pool.value}"
-
-
 def place_of(subject: str) -> FleetPool:
-    """Return the fleet's pool of a name in the audit log."""
+    """Return the fleet's pool of its `key`."""
     fleet, _, pool = subject.rpartition("/")
     return FleetPool(fleet or DEFAULT_FLEET, Pool(pool))
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlencode
 
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 from lowtide.engines.breaker import BreakerState
 from lowtide.status.snapshot import MAX_COUNTED, MAX_LISTED
 
@@ -57,13 +58,26 @@ def _about_work(snapshot: SystemSnapshot) -> Iterator[Concern]:
     if oldest is not None and snapshot.at - oldest > EVENT_AGE:
         verb = "is" if snapshot.events.count == 1 else "are"
         yield Concern(f"{events(snapshot)} {verb} waiting for the broker", "/health")
-    for pool in Pool:
-        if count := _lost_engines(snapshot, pool):
-            what = "worker has" if count == 1 else "workers have"
-            yield Concern(f"{count:,} {pool} {what} no working engine", "/health")
-        idle = not snapshot.workers(pool) and snapshot.pause(pool) is None
-        if idle and snapshot.oldest_age(pool) > WORKER_WAIT.total_seconds():
-            yield Concern(f"Requests are queued in {pool}, but no worker is running", "/queues")
+    for name, fleet in snapshot.by_fleet():
+        for pool in Pool:
+            yield from _about_pool(fleet, FleetPool(name, pool))
+
+
+def _about_pool(fleet: SystemSnapshot, place: FleetPool) -> Iterator[Concern]:
+    pool = place.pool
+    if count := _lost_engines(fleet, pool):
+        noun, verb = ("worker", "has") if count == 1 else ("workers", "have")
+        of_fleet = "" if place.fleet == DEFAULT_FLEET else f" of {place.fleet}"
+        yield Concern(f"{count:,} {pool} {noun}{of_fleet} {verb} no working engine", "/health")
+    idle = not fleet.workers(pool) and fleet.pause(place) is None
+    if idle and fleet.oldest_age(pool) > WORKER_WAIT.total_seconds():
+        text = f"Requests are queued in {place.label}, but no worker is running"
+        yield Concern(text, queues_path(place.fleet))
+
+
+def queues_path(fleet: str) -> str:
+    """Return the path of the portal's queues page for a fleet."""
+    return "/queues" if fleet == DEFAULT_FLEET else f"/queues?{urlencode({'fleet': fleet})}"
 
 
 def _lost_engines(snapshot: SystemSnapshot, pool: Pool) -> int:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from lowtide.core.durations import duration
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 from lowtide.engines.breaker import BreakerState
 from lowtide.events.model import EventType
 from lowtide.status.concerns import EVENT_AGE, TICK_SILENCE, WORKER_WAIT, events
@@ -26,10 +26,6 @@ BUSY: Final = timedelta(minutes=1)
 """A component last seen within this time is working."""
 STEP_AGE: Final = timedelta(minutes=2)
 """Longer than each step takes: a file of the largest size is split or written in seconds."""
-_ENGINE: Final = (
-    "Check that the engine runs, serves the model and accepts the key: LOWTIDE_ENGINE_URL, "
-    "LOWTIDE_ENGINE_API_KEY. Until then requests wait; no attempts are counted."
-)
 _TROUBLE: Final = timedelta(minutes=5)
 _OLD_TROUBLE: Final = timedelta(hours=1)
 
@@ -117,15 +113,35 @@ def broker(snapshot: SystemSnapshot) -> ComponentHealth:
 
 
 def workers(snapshot: SystemSnapshot) -> tuple[ComponentHealth, ...]:
-    """Return the health of each pool's workers; no worker is fine while no request waits."""
-    return tuple(_worker_health(snapshot, pool) for pool in Pool)
+    """Return the health of each fleet's workers by pool; none are fine while no request waits."""
+    return tuple(
+        _worker_health(fleet, FleetPool(name, pool))
+        for name, fleet in snapshot.by_fleet()
+        for pool in Pool
+    )
 
 
 def engines(snapshot: SystemSnapshot) -> tuple[ComponentHealth, ...]:
-    """Return the health of each pool's engines."""
+    """Return the health of each fleet's engines by pool."""
     return tuple(
-        _of_sighting(snapshot, Component.ENGINE, pool.value, f"Engine, {pool}", advice=_ENGINE)
-        for pool in Pool
+        _engine(snapshot, FleetPool(name, pool)) for name in snapshot.fleets for pool in Pool
+    )
+
+
+def _engine(snapshot: SystemSnapshot, place: FleetPool) -> ComponentHealth:
+    name, part = place.key, f"Engine, {place.label}"
+    return _of_sighting(snapshot, Component.ENGINE, name, part, advice=_engine_advice(place.fleet))
+
+
+def _engine_advice(fleet: str) -> str:
+    where = (
+        "LOWTIDE_ENGINE_URL, LOWTIDE_ENGINE_API_KEY"
+        if fleet == DEFAULT_FLEET
+        else f"engine.url and engine.api_key_env of {fleet} in the file that LOWTIDE_FLEETS names"
+    )
+    return (
+        f"Check that the engine runs, serves the model and accepts the key: {where}. Until then "
+        "requests wait; no attempts are counted."
     )
 
 
@@ -137,18 +153,18 @@ def lost_engines(snapshot: SystemSnapshot) -> tuple[ComponentHealth, ...]:
 def _lost_engine(lost: LostEngine, now: datetime) -> ComponentHealth:
     starting = lost.state is BreakerState.STARTING
     return ComponentHealth(
-        f"Engine of {lost.worker}, {lost.pool}",
+        f"Engine of {lost.worker}, {FleetPool(lost.fleet, lost.pool).label}",
         Condition.DOUBTFUL if starting else Condition.BAD,
         "Starting" if starting else "Unavailable",
         f"{lost.reason}, for {duration(now - lost.since)}",
         now,
-        "" if starting else _ENGINE,
+        "" if starting else _engine_advice(lost.fleet),
     )
 
 
-def autoscaler(scales: Mapping[Pool, Scale], now: datetime) -> tuple[ComponentHealth, ...]:
+def autoscaler(scales: Mapping[FleetPool, Scale], now: datetime) -> tuple[ComponentHealth, ...]:
     """Return the health of the autoscaler: a pool with too few replicas for too long is bad."""
-    return tuple(_scaling(pool, scale, now) for pool, scale in scales.items())
+    return tuple(_scaling(place, scale, now) for place, scale in scales.items())
 
 
 def _of_sighting(
@@ -248,17 +264,17 @@ def _schedule(snapshot: SystemSnapshot) -> ComponentHealth:
     )
 
 
-def _worker_health(snapshot: SystemSnapshot, pool: Pool) -> ComponentHealth:
-    part = f"infer_{pool}"
+def _worker_health(snapshot: SystemSnapshot, place: FleetPool) -> ComponentHealth:
+    pool, part = place.pool, f"infer_{place.label}"
     queued = snapshot.depth(pool).queued
     age = timedelta(seconds=snapshot.oldest_age(pool))
     live = snapshot.live_workers.get(pool)
     if live is not None and live.workers:
         word = "1 worker" if live.workers == 1 else f"{live.workers:,} workers"
         return ComponentHealth(part, Condition.FINE, word, "", live.heartbeat_at)
-    known = snapshot.last_seen.get((Component.FUNCTION, part))
+    known = snapshot.last_seen.get((Component.FUNCTION, f"infer_{place.key}"))
     last = None if known is None else known.last_at
-    pause = snapshot.pause(pool)
+    pause = snapshot.pause(place)
     if pause is not None:
         return ComponentHealth(part, Condition.IDLE, "Paused", f"by {pause.by}", last)
     if not queued:
@@ -273,12 +289,12 @@ def _worker_health(snapshot: SystemSnapshot, pool: Pool) -> ComponentHealth:
         "No workers",
         f"{lines}, the oldest for {duration(age)}",
         last,
-        f"Check why no pod starts: `kubectl describe scaledobject,deployment {_kebab(part)}`.",
+        f"Check why no pod starts: `kubectl describe scaledobject,deployment {_workload(place)}`.",
     )
 
 
-def _scaling(pool: Pool, scale: Scale, now: datetime) -> ComponentHealth:
-    part = f"Autoscaler, {pool}"
+def _scaling(place: FleetPool, scale: Scale, now: datetime) -> ComponentHealth:
+    part = f"Autoscaler, {place.label}"
     detail = f"{scale.live:,} running, {scale.desired:,} desired"
     if not scale.desired and not scale.live:
         return ComponentHealth(part, Condition.IDLE, "At zero", "none desired", now)
@@ -295,7 +311,7 @@ def _scaling(pool: Pool, scale: Scale, now: datetime) -> ComponentHealth:
         "Not scaling" if none else "Too few replicas",
         f"{detail}, for {duration(waits)}",
         now,
-        f"Look for errors and pending pods: `kubectl describe scaledobject infer-{pool}`, "
+        f"Look for errors and pending pods: `kubectl describe scaledobject {_workload(place)}`, "
         "`kubectl get pods`.",
     )
 
@@ -306,6 +322,12 @@ def _later(taken: datetime | None, refused: LastSeen) -> bool:
 
 def _read_the_log(name: str) -> str:
     return f"Check its log: `kubectl logs -l app.kubernetes.io/name={_kebab(name)}`."
+
+
+def _workload(place: FleetPool) -> str:
+    """Return the name of a pool's Deployment and ScaledObject."""
+    name = f"infer-{place.pool}"
+    return name if place.fleet == DEFAULT_FLEET else f"{name}-{place.fleet}"
 
 
 def _kebab(name: str) -> str:

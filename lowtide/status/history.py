@@ -153,6 +153,8 @@ FROM (
   FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
     AND coalesce(completed_at, failed_at, expired_at, cancelled_at)
       > date_bin(make_interval(secs => :bar), now() - make_interval(secs => :span), 'epoch')
+    AND (cast(:fleet AS text) IS NULL OR fleet = :fleet OR fleet IS NULL AND EXISTS (
+      SELECT FROM batch_fleets p WHERE p.batch_id = batches.id AND p.fleet = :fleet))
 ) e WHERE ended_at IS NOT NULL GROUP BY 1 ORDER BY 1
 """
 _SLA = text(SLA)
@@ -182,7 +184,8 @@ class HistoryStore:
             until = connection.execute(_NOW).scalar_one()
             parameters = {"span": span, "step": wanted.step.total_seconds(), "fleet": fleet}
             rows = connection.execute(_POINTS, parameters).all()
-            ended = connection.execute(_SLA, {"span": span, "bar": wanted.bar.total_seconds()})
+            bars = {"span": span, "bar": wanted.bar.total_seconds(), "fleet": fleet}
+            ended = connection.execute(_SLA, bars).all()
             changes = connection.execute(_PAUSES, {"limit": MAX_PAUSES}).all()
             return History(
                 wanted,
@@ -192,7 +195,8 @@ class HistoryStore:
                 tuple(
                     pause
                     for pause in _pauses(changes)
-                    if pause.until is None or pause.until > until - wanted.span
+                    if (pause.until is None or pause.until > until - wanted.span)
+                    and fleet in (None, pause.fleet)
                 ),
             )
 
@@ -243,12 +247,12 @@ class HistoryBook:
     ) -> None:
         self._source = source
         self._timer = timer
-        self._read: dict[HistoryRange, tuple[float, History]] = {}
+        self._read: dict[tuple[HistoryRange, str | None], tuple[float, History]] = {}
 
-    def read(self, wanted: HistoryRange) -> History:
-        """Return the history of a range; raises Unavailable."""
-        now = self._timer()
-        known = self._read.get(wanted)
+    def read(self, wanted: HistoryRange, fleet: str | None = None) -> History:
+        """Return the history of a range, of one fleet or of all; raises Unavailable."""
+        now, key = self._timer(), (wanted, fleet)
+        known = self._read.get(key)
         if known is None or now - known[0] >= SERVES_SECONDS:
-            known = self._read[wanted] = now, self._source.read(wanted)
+            known = self._read[key] = now, self._source.read(wanted, fleet)
         return known[1]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from lowtide.core.pools import Pool
+    from lowtide.core.pools import FleetPool
     from lowtide.events.model import Event, EventSink
 
 
@@ -34,7 +34,7 @@ class Component(StrEnum):
     """The kind of an observation.
 
     `function`: a function answered; `sent`: the broker accepted an event of a type; `delivered`: a
-    function handled one; `engine`: an engine answered a request of a pool.
+    function handled one; `engine`: an engine answered a request of a fleet's pool.
     """
 
     FUNCTION = "function"
@@ -232,11 +232,11 @@ class ObservedSink:
 
 
 class ObservedEngine:
-    """Records the answers of a pool's engine."""
+    """Records the answers of the engine of a fleet's pool."""
 
-    def __init__(self, observations: Observations, pool: Pool) -> None:
+    def __init__(self, observations: Observations, place: FleetPool) -> None:
         self._observations = observations
-        self._pool = pool
+        self._name = place.key
 
     def answered(self, answer: str) -> None:
         """Record an answer: an HTTP status, an error code, or `interrupted`, which is ignored."""
@@ -246,4 +246,4 @@ class ObservedEngine:
             problem: str | None = answer.replace("_", " ")
         else:
             problem = f"HTTP {answer}" if int(answer) in _TROUBLE else None
-        self._observations.note(Component.ENGINE, self._pool.value, problem)
+        self._observations.note(Component.ENGINE, self._name, problem)

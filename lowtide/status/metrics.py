@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from lowtide.core.ids import format_batch_id
+from lowtide.core.pools import Pool
 from lowtide.status.snapshot import SystemSnapshot
 
 if TYPE_CHECKING:
@@ -54,10 +55,10 @@ def _of_pools(snapshot: SystemSnapshot) -> list[GaugeMetricFamily]:
         labels=by_fleet,
     )
     workers = GaugeMetricFamily("workers_alive", "Workers with a valid lease.", labels=by_fleet)
-    for place, count in snapshot.fleet_workers.items():
-        labels = [place.fleet, place.pool.value]
-        age.add_metric(labels, snapshot.fleet_age(place))
-        workers.add_metric(labels, count)
+    for fleet, part in snapshot.by_fleet():
+        for pool in Pool:
+            age.add_metric([fleet, pool.value], part.oldest_age(pool))
+            workers.add_metric([fleet, pool.value], part.workers(pool))
     return [age, workers]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -14,7 +14,7 @@ from lowtide.batches.request_store import WITH_DATA
 from lowtide.batches.store import batch_of
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import BatchId, TenantId
-from lowtide.core.pools import Depth, FleetPool, Pool
+from lowtide.core.pools import DEFAULT_FLEET, Depth, FleetPool, Pool
 from lowtide.database.connections import begin
 from lowtide.engines.breaker import BreakerState
 from lowtide.scheduler.pauses import read_pauses
@@ -73,7 +73,8 @@ class TenantLoad:
 
     def oldest_age(self, pool: Pool, at: datetime) -> float:
         """Return the seconds that the first request of a pool has waited; 0 while none waits."""
-        return _age(self.oldest.get(pool), at)
+        since = self.oldest.get(pool)
+        return 0.0 if since is None else max((at - since).total_seconds(), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,26 @@ class LostEngine:
     state: BreakerState
     reason: str
     since: datetime
+    fleet: str = DEFAULT_FLEET
+
+
+@dataclass(frozen=True, slots=True)
+class FleetLoad:
+    """A fleet's share of the load.
+
+    `models` are the declared ones, empty for a fleet that is no longer declared. `planned` is the
+    number of dedicated replicas that the last tick planned; None before the first.
+    """
+
+    models: tuple[str, ...] = ()
+    tenants: tuple[TenantLoad, ...] = ()
+    live_workers: Mapping[Pool, LiveWorkers] = field(default_factory=dict)
+    planned: int | None = None
+
+    @property
+    def at_risk(self) -> int:
+        """The number of batches at risk with requests of this fleet."""
+        return sum(tenant.at_risk for tenant in self.tenants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +149,11 @@ class SystemSnapshot:
 
     `recent` are the newest batches, newest first, of the tenants in `names`. `risky` are the most
     urgent batches at risk. `unsplit` batches wait for their file to be split, `unfinalized` ones for
-    their output files, `events` for the broker. `planned` is the number of dedicated replicas that
-    the last tick planned, at `ticked_at`; None before the first. `fleet_workers` has the workers with
-    an unexpired lease of every fleet's pools, `fleet_oldest` the times at which the first queued
-    request of each became claimable, or will; without queued requests it is missing. `open_letters` are the dead letters
-    by tenant that were neither requeued nor discarded, `letters` those of all tenants, counted up to
-    MAX_LISTED. Other counts of letters and events stop at MAX_COUNTED.
+    their output files, `events` for the broker. `fleets` are the declared fleets, and those that
+    still have requests, workers or a pause, by name; the last tick planned them at `ticked_at`.
+    `open_letters` are the dead letters by tenant that were neither requeued nor discarded, `letters`
+    those of all tenants, counted up to MAX_LISTED. Other counts of letters and events stop at
+    MAX_COUNTED.
     """
 
     at: datetime
@@ -143,8 +163,6 @@ class SystemSnapshot:
     tenants: tuple[TenantLoad, ...] = ()
     risky: tuple[RiskyBatch, ...] = ()
     live_workers: Mapping[Pool, LiveWorkers] = field(default_factory=dict)
-    fleet_workers: Mapping[FleetPool, int] = field(default_factory=dict)
-    fleet_oldest: Mapping[FleetPool, datetime] = field(default_factory=dict)
     lost_engines: tuple[LostEngine, ...] = ()
     last_seen: Mapping[tuple[Component, str], LastSeen] = field(default_factory=dict)
     unsplit: Backlog = field(default_factory=Backlog)
@@ -153,14 +171,35 @@ class SystemSnapshot:
     open_letters: Mapping[str, int] = field(default_factory=dict)
     letters: int = 0
     pauses: tuple[PoolPause, ...] = ()
-    planned: int | None = None
+    fleets: Mapping[str, FleetLoad] = field(default_factory=lambda: {DEFAULT_FLEET: FleetLoad()})
     ticked_at: datetime | None = None
     server_version: str = ""
     schema_version: str = ""
 
-    def pause(self, pool: Pool) -> PoolPause | None:
-        """Return the pause of a pool, if there is one."""
-        return next((pause for pause in self.pauses if pause.pool is pool), None)
+    def of_fleet(self, name: str) -> SystemSnapshot:
+        """Return the snapshot with the load, the workers and the pauses of one fleet alone.
+
+        Batches, events and components stay those of the installation.
+        """
+        if name not in self.fleets or len(self.fleets) == 1:
+            return self
+        load = self.fleets[name]
+        return replace(
+            self,
+            fleets={name: load},
+            tenants=load.tenants,
+            live_workers=load.live_workers,
+            lost_engines=tuple(lost for lost in self.lost_engines if lost.fleet == name),
+            pauses=tuple(pause for pause in self.pauses if pause.fleet == name),
+        )
+
+    def by_fleet(self) -> Iterator[tuple[str, SystemSnapshot]]:
+        """Yield the name and the snapshot of each fleet."""
+        return ((name, self.of_fleet(name)) for name in self.fleets)
+
+    def pause(self, place: FleetPool) -> PoolPause | None:
+        """Return the pause of a fleet's pool, if there is one."""
+        return next((each for each in self.pauses if (each.fleet, each.pool) == place), None)
 
     def engines(self, pool: Pool) -> EngineUse:
         """Return the use of a pool's engines."""
@@ -178,14 +217,6 @@ class SystemSnapshot:
     def oldest_age(self, pool: Pool) -> float:
         """Return the seconds that the first request of a pool has waited; 0 while none waits."""
         return max((tenant.oldest_age(pool, self.at) for tenant in self.tenants), default=0.0)
-
-    def fleet_age(self, place: FleetPool) -> float:
-        """Return the seconds that the first request of a fleet's pool has waited; 0 while none waits."""
-        return _age(self.fleet_oldest.get(place), self.at)
-
-
-def _age(since: datetime | None, at: datetime) -> float:
-    return 0.0 if since is None else max((at - since).total_seconds(), 0.0)
 
 
 MAX_COUNTED: Final = 10_000
@@ -206,7 +237,8 @@ SELECT count(*) FROM (
 TOTALS = f"""
 SELECT now() AS at, (SELECT count(*) FROM batches) AS batches, active.*, ended.*,
   ({LISTED_LETTERS}) AS letters,
-  (SELECT max(replicas) FROM wanted_replicas) AS planned,
+  (SELECT coalesce(json_agg(json_build_array(f.name, f.spec -> 'models', w.replicas) ORDER BY f.name), '[]')
+   FROM fleets f LEFT JOIN wanted_replicas w ON w.fleet = f.name AND w.pool = 'dedicated')::text AS fleets,
   (SELECT max(at) FROM wanted_replicas) AS ticked_at,
   current_setting('server_version') AS server_version,
   (SELECT min(version_num) FROM alembic_version) AS schema_version
@@ -234,8 +266,8 @@ RECENT = """
 SELECT s.*, (SELECT name FROM tenants WHERE id = s.tenant_id) AS tenant_name
 FROM batch_states s ORDER BY s.id DESC LIMIT :limit
 """
-# A row for each tenant, with the totals of its fleets, and one for each fleet, without a tenant. A
-# cancelled batch's requests may run on for a while.
+# A cancelled batch's requests may run on for a while. The row of a tenant without a fleet is the one
+# of all its fleets: a batch of several is one batch.
 TENANTS = f"""
 SELECT t.id, t.name, l.fleet, count(DISTINCT b.id) AS batches,
   count(DISTINCT b.id) FILTER (WHERE b.at_risk) AS at_risk,
@@ -259,30 +291,27 @@ CROSS JOIN LATERAL (SELECT
    ORDER BY available_at LIMIT 1) AS spot,
   (SELECT available_at FROM queue WHERE fleet = l.fleet AND pool = 'dedicated' AND batch_id = b.id
    ORDER BY available_at LIMIT 1) AS dedicated) f
-GROUP BY GROUPING SETS ((t.id, t.name), (l.fleet)) ORDER BY t.name
+GROUP BY GROUPING SETS ((t.id, t.name), (t.id, t.name, l.fleet)) ORDER BY t.name
 """  # noqa: S608 - two constants of ours
 RISKY = """
 SELECT b.id, t.name, b.deadline FROM batches b JOIN tenants t ON t.id = b.tenant_id
 WHERE b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling') AND b.at_risk
 ORDER BY b.deadline LIMIT :most
 """
-# A row for each pool, with the totals of its fleets, and one for each fleet's pool. Telemetry comes
-# from engines: a number that cannot be counts as unknown, NaN included.
+# Telemetry comes from engines: a number that cannot be counts as unknown, NaN included.
 WORKERS = """
-SELECT f.name AS fleet, p.pool, count(w.id) AS workers, max(heartbeat_at) AS heartbeat_at,
-  coalesce(json_agg(json_build_array(w.name, w.pool, engine_state, engine_reason, engine_since)
-    ORDER BY w.name)
+SELECT fleet, pool, count(*) AS workers, max(heartbeat_at) AS heartbeat_at,
+  coalesce(json_agg(
+    json_build_array(name, pool, engine_state, engine_reason, engine_since, fleet) ORDER BY name)
     FILTER (WHERE engine_state <> 'closed'), '[]')::text AS lost_engines,
   sum(input_token_rate) FILTER (WHERE input_token_rate BETWEEN 0 AND 1e12) AS input_rate,
   sum(output_token_rate) FILTER (WHERE output_token_rate BETWEEN 0 AND 1e12) AS output_rate,
-  count(w.id) FILTER (WHERE num_nonnulls(engine_running, engine_waiting, engine_kv_cache) > 0)
+  count(*) FILTER (WHERE num_nonnulls(engine_running, engine_waiting, engine_kv_cache) > 0)
     AS reporting,
   sum(engine_running) FILTER (WHERE engine_running BETWEEN 0 AND 1000000000) AS running,
   sum(engine_waiting) FILTER (WHERE engine_waiting BETWEEN 0 AND 1000000000) AS waiting,
   max(engine_kv_cache) FILTER (WHERE engine_kv_cache BETWEEN 0 AND 1) AS kv_cache
-FROM fleets f CROSS JOIN unnest(cast(:pools AS text[])) AS p (pool)
-LEFT JOIN workers w ON w.fleet = f.name AND w.pool = p.pool AND w.expires_at > now()
-GROUP BY GROUPING SETS ((p.pool), (f.name, p.pool))
+FROM workers WHERE expires_at > now() GROUP BY GROUPING SETS ((pool), (fleet, pool))
 """
 LAST_SEEN = "SELECT component, name, succeeded_at, failed_at, problem FROM last_seen"
 # Ids are ordered by time.
@@ -301,7 +330,8 @@ _Value = TypeVar("_Value")
 _CHECK = text("SELECT 1")
 _TOTALS, _RECENT, _TENANTS, _RISKY = map(text, (TOTALS, RECENT, TENANTS, RISKY))
 _WORKERS, _LAST_SEEN, _EVENTS, _LETTERS = map(text, (WORKERS, LAST_SEEN, EVENTS, LETTERS))
-_decode = msgspec.json.Decoder(list[tuple[str, str, str, str, str]]).decode
+_decode = msgspec.json.Decoder(list[tuple[str, str, str, str, str, str]]).decode
+_decode_fleets = msgspec.json.Decoder(list[tuple[str, list[str] | None, int | None]]).decode
 
 
 class SnapshotStore:
@@ -331,15 +361,14 @@ class SnapshotStore:
 
 
 def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
-    def rows(statement: Any, **parameters: object) -> Sequence[Any]:
+    def rows(statement: Any, **parameters: int) -> Sequence[Any]:
         return connection.execute(statement, parameters).all()
 
     (now,) = rows(_TOTALS)
     (events,) = rows(_EVENTS, most=MAX_COUNTED)
     recent = rows(_RECENT, limit=MAX_RECENT)
-    tenants = rows(_TENANTS)
-    workers = rows(_WORKERS, pools=[pool.value for pool in Pool])
-    live_workers = [row for row in workers if row.fleet is None and row.workers]
+    tenants, live_workers = rows(_TENANTS), rows(_WORKERS)
+    pauses = read_pauses(connection)
     risky = rows(_RISKY, most=MAX_RISKY) if for_metrics else ()
     letters = rows(_LETTERS, most=MAX_COUNTED) if for_metrics else ()
     return SystemSnapshot(
@@ -347,23 +376,9 @@ def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
         totals=_totals(now),
         recent=tuple(map(batch_of, recent)),
         names={TenantId(row.tenant_id): row.tenant_name for row in recent},
-        tenants=tuple(_tenant(row) for row in tenants if row.id is not None),
+        tenants=_tenants(tenants, None),
         risky=tuple(RiskyBatch(row.name, BatchId(row.id), row.deadline) for row in risky),
-        live_workers={
-            Pool(row.pool): LiveWorkers(row.workers, row.heartbeat_at, _engine_use(row))
-            for row in live_workers
-        },
-        fleet_workers={
-            FleetPool(row.fleet, Pool(row.pool)): row.workers
-            for row in workers
-            if row.fleet is not None
-        },
-        fleet_oldest={
-            FleetPool(row.fleet, pool): at
-            for row in tenants
-            if row.fleet is not None
-            for pool, at in _oldest(row).items()
-        },
+        live_workers=_live_workers(live_workers, None),
         lost_engines=tuple(_lost_engines(live_workers)),
         last_seen={
             (Component(row.component), row.name): LastSeen(
@@ -376,8 +391,8 @@ def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
         events=Backlog(events.events, events.oldest),
         open_letters={row.name: row.letters for row in letters},
         letters=now.letters,
-        pauses=read_pauses(connection),
-        planned=now.planned,
+        pauses=pauses,
+        fleets=_fleets(now.fleets, tenants, live_workers, pauses),
         ticked_at=now.ticked_at,
         server_version=now.server_version.split()[0],
         schema_version=now.schema_version or "none",
@@ -397,7 +412,39 @@ def _totals(row: Any) -> Totals:
     )
 
 
+def _fleets(
+    known: str,
+    tenants: Sequence[Any],
+    live_workers: Sequence[Any],
+    pauses: Sequence[PoolPause],
+) -> dict[str, FleetLoad]:
+    rows = {name: (models, planned) for name, models, planned in _decode_fleets(known)}
+    names = {name for name, (models, _) in rows.items() if models is not None}
+    names |= {row.fleet for row in (*tenants, *live_workers) if row.fleet is not None}
+    names |= {pause.fleet for pause in pauses}
+    loads = {}
+    for name in sorted(names or {DEFAULT_FLEET}):
+        models, planned = rows.get(name, (None, None))
+        loads[name] = FleetLoad(
+            tuple(models or ()), _tenants(tenants, name), _live_workers(live_workers, name), planned
+        )
+    return loads
+
+
+def _tenants(rows: Sequence[Any], fleet: str | None) -> tuple[TenantLoad, ...]:
+    return tuple(_tenant(row) for row in rows if row.fleet == fleet)
+
+
+def _live_workers(rows: Sequence[Any], fleet: str | None) -> dict[Pool, LiveWorkers]:
+    return {
+        Pool(row.pool): LiveWorkers(row.workers, row.heartbeat_at, _engine_use(row))
+        for row in rows
+        if row.fleet == fleet
+    }
+
+
 def _tenant(row: Any) -> TenantLoad:
+    oldest = {Pool.SPOT: row.oldest_spot, Pool.DEDICATED: row.oldest_dedicated}
     return TenantLoad(
         TenantId(row.id),
         row.name,
@@ -407,13 +454,8 @@ def _tenant(row: Any) -> TenantLoad:
             Pool.SPOT: Depth(row.spot, row.running_spot),
             Pool.DEDICATED: Depth(row.dedicated, row.running_dedicated),
         },
-        oldest=_oldest(row),
+        oldest={pool: at for pool, at in oldest.items() if at is not None},
     )
-
-
-def _oldest(row: Any) -> dict[Pool, datetime]:
-    oldest = {Pool.SPOT: row.oldest_spot, Pool.DEDICATED: row.oldest_dedicated}
-    return {pool: at for pool, at in oldest.items() if at is not None}
 
 
 def _engine_use(row: Any) -> EngineUse:
@@ -424,7 +466,9 @@ def _engine_use(row: Any) -> EngineUse:
 
 def _lost_engines(live_workers: Sequence[Any]) -> Iterator[LostEngine]:
     for row in live_workers:
-        for name, pool, state, reason, since in _decode(row.lost_engines):
+        if row.fleet is not None:
+            continue
+        for name, pool, state, reason, since, fleet in _decode(row.lost_engines):
             yield LostEngine(
-                name, Pool(pool), BreakerState(state), reason, datetime.fromisoformat(since)
+                name, Pool(pool), BreakerState(state), reason, datetime.fromisoformat(since), fleet
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from lowtide.core.errors import LowtideError
-from lowtide.core.pools import Pool
+from lowtide.core.pools import FleetPool, Pool
 from lowtide.planning.demand import scaled_replicas
 
 if TYPE_CHECKING:
@@ -74,10 +74,10 @@ class PoolSample:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """All pools at one time."""
+    """The pools of all fleets at one time."""
 
     at: datetime
-    pools: Mapping[Pool, PoolSample]
+    pools: Mapping[FleetPool, PoolSample]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,8 @@ class Scale:
     short_since: datetime | None
 
 
-def scales_of(samples: Sequence[Sample]) -> dict[Pool, Scale]:
-    """Return the scale of each pool from samples, oldest first; empty without samples."""
+def scales_of(samples: Sequence[Sample]) -> dict[FleetPool, Scale]:
+    """Return the scale of each fleet's pools from samples, oldest first; empty without samples."""
     if not samples:
         return {}
     found = {}
@@ -127,13 +127,14 @@ class Seen:
 class SystemWatch:
     """The last snapshot, and a sample every 15 s for an hour, in this process's memory.
 
-    A snapshot is kept when the database fails. `forecast` adds the ETA to its batches.
+    A snapshot is kept when the database fails. `scales` are those of the declared fleets, by name.
+    `forecast` adds the ETA to its batches.
     """
 
     def __init__(
         self,
         source: SnapshotStore,
-        scales: Mapping[Pool, PoolScale],
+        scales: Mapping[str, Mapping[Pool, PoolScale]],
         *,
         clock: Callable[[], datetime],
         timer: Callable[[], float] = time.perf_counter,
@@ -168,16 +169,24 @@ class SystemWatch:
         if before and (snapshot.at - before.at).total_seconds() < SAMPLE_SECONDS - 1:
             return
         pools = {
-            pool: PoolSample(snapshot.workers(pool), self.desired(pool, snapshot)) for pool in Pool
+            FleetPool(name, pool): PoolSample(fleet.workers(pool), self.desired(pool, fleet))
+            for name, fleet in snapshot.by_fleet()
+            for pool in Pool
         }
         self._samples.append(Sample(snapshot.at, pools))
         self._sampled = snapshot
 
     def desired(self, pool: Pool, snapshot: SystemSnapshot) -> int:
-        """Return the replicas that KEDA should run: for dedicated at most the planned ones."""
+        """Return the replicas that KEDA should run in a pool of all fleets of a snapshot."""
+        return sum(self._desired(pool, name, fleet) for name, fleet in snapshot.by_fleet())
+
+    def _desired(self, pool: Pool, name: str, fleet: SystemSnapshot) -> int:
+        """Return the replicas of one fleet: for dedicated at most the planned ones."""
+        if name not in self._scales:  # no longer declared: nothing scales it
+            return 0
         return scaled_replicas(
-            snapshot.depth(pool),
-            self._scales[pool],
-            planned=snapshot.planned if pool is Pool.DEDICATED else None,
-            paused=snapshot.pause(pool) is not None,
+            fleet.depth(pool),
+            self._scales[name][pool],
+            planned=fleet.fleets[name].planned if pool is Pool.DEDICATED else None,
+            paused=fleet.pause(FleetPool(name, pool)) is not None,
         )

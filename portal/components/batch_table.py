@@ -282,7 +282,7 @@ def row_of(batch: Batch, now: datetime, tenant: str) -> BatchRow:
         short=f"{id_[:6]}…{id_[-8:]}",
         tenant=tenant,
         user=batch.user,
-        model=batch.model or batch.endpoint,
+        model=batch.model or ", ".join(batch.fleets) or batch.endpoint,
         status=status_of_batch(batch.status),
         done=_done(done, batch),
         rest=", ".join(troubles) or (f"{percent}%" if batch.total else ""),

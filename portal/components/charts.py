@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nicegui import ui
 
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.status.history import HistoryRange
 from portal import theme
 from portal.components.basics import heading
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
     from datetime import datetime
 
-    from lowtide.status.history import History, HistoryPoint, PoolPoint, SlaBar
+    from lowtide.status.history import History, HistoryPoint, PauseSpan, PoolPoint, SlaBar
     from lowtide.status.snapshot import LostEngine
 
 
@@ -69,9 +69,14 @@ class Mark:
 
 def marks_of(history: History, lost_engines: Iterable[LostEngine] = ()) -> tuple[Mark, ...]:
     """Return the marks of a history: pauses of pools, and engines that are away now."""
-    pauses = [Mark(f"{each.pool} paused", each.since, each.until) for each in history.pauses]
-    engines = [Mark(f"{each.pool} engine away", each.since, None) for each in lost_engines]
-    return (*pauses, *engines)
+    return (
+        *(Mark(f"{_place(each)} paused", each.since, each.until) for each in history.pauses),
+        *(Mark(f"{_place(each)} engine away", each.since, None) for each in lost_engines),
+    )
+
+
+def _place(part: PauseSpan | LostEngine) -> str:
+    return part.pool.value if part.fleet == DEFAULT_FLEET else f"{part.fleet} {part.pool}"
 
 
 class TimeChart:
@@ -113,7 +118,7 @@ class TimeChart:
         begin = history.until - history.range.span
         _span(self._chart, begin, history.until)
         self._chart.options["series"][0]["markArea"]["data"] = [
-            _area(mark, begin, history.until) for mark in marks
+            _area(mark, begin, history.until, row) for row, mark in enumerate(marks)
         ]
         texts = [*self._last_values(history), *dict.fromkeys(mark.text for mark in marks)]
         self._chart.props["aria-label"] = f"{self._title}: {', '.join(texts)}"
@@ -157,11 +162,11 @@ class SlaChart:
         self._chart.update()
 
 
-def _area(mark: Mark, begin: datetime, until: datetime) -> list[dict[str, Any]]:
-    """Return the data of a mark; its text stays inside the chart."""
+def _area(mark: Mark, begin: datetime, until: datetime, row: int) -> list[dict[str, Any]]:
+    """Return the data of a mark; its text stays inside the chart, in one of a few rows."""
     since = max(mark.since, begin)
     side = "Right" if since - begin > until - since else "Left"
-    label = {"position": f"insideTop{side}"}
+    label = {"position": f"insideTop{side}", "offset": [0, 14 * (row % _MARK_ROWS)]}
     return [
         {"name": mark.text, "label": label, "xAxis": _milliseconds(since)},
         {"xAxis": _milliseconds(mark.until or until)},
@@ -217,6 +222,7 @@ _MOMENT: Final = """params => {
   return `${at.getDate()} ${at.toLocaleString("en-US", { month: "short" })} ${at.getFullYear()}, `
     + [at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":");
 }"""
+_MARK_ROWS: Final = 6
 _MARK_AREA: Final = {
     "silent": True,
     "itemStyle": {"color": theme.CHART_MARK},

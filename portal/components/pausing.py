@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nicegui import ui
 
 from lowtide.core.errors import LowtideError
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 from portal.components.basics import confirm
 from portal.components.batch_actions import counted_batches
 from portal.formats import absolute, ago, counted, duration, viewer_zone
@@ -48,49 +48,56 @@ class PauseNotes:
 def note_of(pause: PoolPause, now: datetime, zone: tzinfo) -> str:
     """Return a pause in words."""
     since = f"{absolute(pause.since, zone)} ({ago(pause.since, now)})"
-    return f"{pause.pool.capitalize()} paused since {since} by {pause.by}"
+    place = FleetPool(pause.fleet, pause.pool)
+    return f"{place.label.capitalize()} paused since {since} by {pause.by}"
 
 
-async def set_paused(pools: Pools, pool: Pool, *, paused: bool) -> bool:
-    """Pause a pool after confirmation, or resume it; return True if that was done."""
+async def set_paused(pools: Pools, place: FleetPool, *, paused: bool) -> bool:
+    """Pause a fleet's pool after confirmation, or resume it; return True if that was done."""
     try:
-        return await (_pause(pools, pool) if paused else _resume(pools, pool))
+        return await (_pause(pools, place) if paused else _resume(pools, place))
     except LowtideError as error:
         ui.notify(error.message, type="negative", position="bottom")
         return False
 
 
-async def _pause(pools: Pools, pool: Pool) -> bool:
+async def _pause(pools: Pools, place: FleetPool) -> bool:
+    fleet, pool = place
     principal = current_principal()
-    effect = await in_thread(lambda: pools.effect(principal, pool))
+    effect = await in_thread(lambda: pools.effect(principal, pool, fleet))
     confirmed = await confirm(
-        f"Pause {pool}?", consequences(effect, datetime.now(UTC)), action=f"Pause {pool}"
+        f"Pause {place.label}?", consequences(effect, datetime.now(UTC)), action=f"Pause {pool}"
     )
     if not confirmed:
         return False
     # Checked again: the session may end while the dialog is open.
     principal = current_principal()
-    await in_thread(lambda: pools.pause(principal, pool))
-    ui.notify(f"{pool.capitalize()} paused.", type="positive", position="bottom")
+    await in_thread(lambda: pools.pause(principal, pool, fleet))
+    ui.notify(f"{place.label.capitalize()} paused.", type="positive", position="bottom")
     return True
 
 
-async def _resume(pools: Pools, pool: Pool) -> bool:
+async def _resume(pools: Pools, place: FleetPool) -> bool:
+    fleet, pool = place
     principal = current_principal()
-    await in_thread(lambda: pools.resume(principal, pool))
-    ui.notify(f"{pool.capitalize()} resumed.", type="positive", position="bottom")
+    await in_thread(lambda: pools.resume(principal, pool, fleet))
+    ui.notify(f"{place.label.capitalize()} resumed.", type="positive", position="bottom")
     return True
 
 
 def consequences(effect: PauseEffect, now: datetime) -> list[str]:
     """Return the effects of a pause, as sentences."""
     waiting, running = counted(effect.queued, "request"), counted(effect.running, "request")
+    label = FleetPool(effect.fleet, effect.pool).label
+    of_fleet = "" if effect.fleet == DEFAULT_FLEET else f" of {effect.fleet}"
     sentences = [
-        f"Queued in {effect.pool}: {waiting}. Running: {running}.",
+        f"Queued in {label}: {waiting}. Running: {running}.",
         "Its workers finish their running requests, claim no new ones, and scale down.",
     ]
     if effect.stops_all:
-        sentences.append("The other pool is paused too: no requests run until a pool is resumed.")
+        sentences.append(
+            f"The other pool is paused too: no requests{of_fleet} run until a pool is resumed."
+        )
     elif effect.pool is Pool.SPOT:
         sentences.append(
             "Requests move to dedicated when their deadline requires it, which costs more. No "
@@ -105,7 +112,7 @@ def consequences(effect: PauseEffect, now: datetime) -> list[str]:
     if endangered.first is not None:
         remaining = duration(max(endangered.first - now, timedelta()))
         sentences.append(
-            f"At risk until {effect.pool} is resumed: {counted_batches(endangered.batches)} now on "
+            f"At risk until {label} is resumed: {counted_batches(endangered.batches)} now on "
             f"schedule. The first deadline is in {remaining}."
         )
     return sentences

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from lowtide.batches.model import Batch, Export
     from lowtide.batches.views import BatchDetails, BatchFile, Note
+    from lowtide.fleets.placement import BatchPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,7 @@ def facts(details: BatchDetails) -> None:
         "User": batch.user,
         "Tenant": details.tenant_name or "",
         "Model": batch.model or "",
+        **{f"Fleet {part.fleet}": part_in_words(part) for part in details.parts},
         "Endpoint": batch.endpoint,
         "Completion window": batch.completion_window,
         "Duration": "" if batch.ended_at is None else duration(batch.ended_at - batch.created_at),
@@ -196,6 +198,11 @@ def facts(details: BatchDetails) -> None:
             moment_label(batch.created_at)
         with _fact("Files", "wide"):
             files(details.files, batch)
+
+
+def part_in_words(part: BatchPart) -> str:
+    """Return the requests of a fleet and their model in words."""
+    return f"{part.model or 'Several models'}, {counted(part.lines, 'request')}"
 
 
 @contextmanager

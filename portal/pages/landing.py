@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from nicegui import ui
 
-from lowtide.core.pools import Pool
-from lowtide.status.concerns import concerns
+from lowtide.core.pools import FleetPool, Pool
+from lowtide.status.concerns import concerns, queues_path
 from lowtide.status.history import HistoryRange
 from lowtide.status.snapshot import MAX_RECENT
 from portal.components.alerts import AlertList
@@ -20,8 +20,8 @@ from portal.components.frame import page
 from portal.components.health_panel import HealthPanel
 from portal.components.pausing import PauseNotes
 from portal.dashboards import dashboard_links
-from portal.formats import ago, counted, number
-from portal.live import Live
+from portal.formats import ago, counted, models_in_words, number
+from portal.live import Live, Rebuilt
 from portal.loading import soon
 from portal.pulse import PULSE
 from portal.watching import FollowedHistory
@@ -76,6 +76,66 @@ class PoolPanel:
             self._rows[pool].show(depth, snapshot.workers(pool), longest)
 
 
+_COLUMNS: Final = (
+    "Fleet",
+    "Models",
+    "Queued",
+    "Running",
+    *(f"{pool.capitalize()} workers" for pool in Pool),
+    "Paused",
+    "At risk",
+)
+
+
+class FleetTable:
+    """The load of each fleet; hidden while there is only one."""
+
+    def __init__(self) -> None:
+        self._section = ui.element("section").classes("card section")
+        self._section.set_visibility(False)
+        with self._section:
+            heading("Fleets")
+            self._table = Rebuilt(_build_fleets, "scrolled-x")
+
+    def show(self, snapshot: SystemSnapshot) -> None:
+        """Show the load of each fleet."""
+        self._section.set_visibility(len(snapshot.fleets) > 1)
+        if len(snapshot.fleets) > 1:
+            self._table.show(tuple(fleet_row(name, each) for name, each in snapshot.by_fleet()))
+
+
+def fleet_row(name: str, fleet: SystemSnapshot) -> tuple[str, ...]:
+    """Return the cells of a fleet, from its snapshot, in the order of the columns."""
+    depths = [fleet.depth(pool) for pool in Pool]
+    load = fleet.fleets[name]
+    paused = [pool for pool in Pool if fleet.pause(FleetPool(name, pool)) is not None]
+    return (
+        name,
+        models_in_words(load.models),
+        number(sum(depth.queued for depth in depths)),
+        number(sum(depth.running for depth in depths)),
+        *(number(fleet.workers(pool)) for pool in Pool),
+        ", ".join(paused) or "—",
+        number(load.at_risk),
+    )
+
+
+def _build_fleets(rows: Sequence[Sequence[str]]) -> None:
+    with ui.element("table").classes("plain-table fleets"):
+        with ui.element("thead"), ui.element("tr"):
+            for column in _COLUMNS:
+                with ui.element("th").props("scope=col"):
+                    ui.label(column)
+        with ui.element("tbody"):
+            for name, *cells in rows:
+                with ui.element("tr"):
+                    with ui.element("th").props("scope=row"):
+                        ui.link(name, queues_path(name))
+                    for cell in cells:
+                        with ui.element("td"):
+                            ui.label(cell)
+
+
 class _PoolRow:
     def __init__(self, pool: Pool) -> None:
         with ui.element("div").classes("pool"):
@@ -120,6 +180,7 @@ class _Parts:
     charts: tuple[TimeChart, ...]
     pools: PoolPanel
     health: HealthPanel
+    fleets: FleetTable
     table: BatchTable
     listed: ui.element
     empty: ui.element
@@ -161,6 +222,7 @@ def _build(dashboards: Dashboards) -> _Parts:
     with ui.element("div").classes("halves"):
         pools = PoolPanel()
         health = HealthPanel()
+    fleets = FleetTable()
     with ui.element("div").classes("halves"):
         depth = lines_by_pool(lambda each: each.queued)
         throughput = lines_by_pool(lambda each: each.throughput)
@@ -180,7 +242,18 @@ def _build(dashboards: Dashboards) -> _Parts:
         listed.set_visibility(False)
         empty.set_visibility(False)
     return _Parts(
-        problem, pauses, concern_list, alerts, cards, charts, pools, health, table, listed, empty
+        problem,
+        pauses,
+        concern_list,
+        alerts,
+        cards,
+        charts,
+        pools,
+        health,
+        fleets,
+        table,
+        listed,
+        empty,
     )
 
 
@@ -188,6 +261,7 @@ def _show_snapshot(parts: _Parts, snapshot: SystemSnapshot, now: datetime) -> No
     parts.pauses.show(snapshot.pauses, now)
     _show_totals(parts.cards, snapshot.totals)
     parts.pools.show(snapshot)
+    parts.fleets.show(snapshot)
     parts.health.show_workers(snapshot)
     parts.listed.set_visibility(bool(snapshot.recent))
     parts.empty.set_visibility(not snapshot.recent)

@@ -9,11 +9,18 @@ import pytest
 from prometheus_client import REGISTRY
 
 from lowtide.core.ids import BatchId, TenantId, new_id
-from lowtide.core.pools import Depth, FleetPool, Pool, Prices
+from lowtide.core.pools import Depth, Pool, Prices
 from lowtide.engines.breaker import BreakerState
 from lowtide.engines.outcomes import Answered, Interrupted, Unanswered
 from lowtide.status import metrics
-from lowtide.status.snapshot import Backlog, RiskyBatch, SystemSnapshot, TenantLoad
+from lowtide.status.snapshot import (
+    Backlog,
+    FleetLoad,
+    LiveWorkers,
+    RiskyBatch,
+    SystemSnapshot,
+    TenantLoad,
+)
 from lowtide.telemetry import health
 from lowtide.worker.metrics import WorkerMetrics
 
@@ -23,7 +30,6 @@ if TYPE_CHECKING:
     from lowtide.engines.outcomes import Outcome
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
-L4_SPOT, L4_DEDICATED = (FleetPool("l4", pool) for pool in Pool)
 ACME = TenantLoad(
     TenantId(new_id()),
     "acme",
@@ -61,10 +67,9 @@ def test_snapshot_is_published_as_a_whole() -> None:
             NOW,
             tenants=(ACME, BETA),
             risky=(RiskyBatch("acme", batch, NOW - timedelta(seconds=3)),),
-            fleet_workers={L4_SPOT: 4, L4_DEDICATED: 0, FleetPool("h100", Pool.SPOT): 1},
-            fleet_oldest={
-                L4_SPOT: NOW - timedelta(seconds=61),
-                L4_DEDICATED: NOW + timedelta(seconds=9),
+            fleets={
+                "l4": FleetLoad(tenants=(ACME,), live_workers={Pool.SPOT: LiveWorkers(4, NOW)}),
+                "h100": FleetLoad(live_workers={Pool.SPOT: LiveWorkers(1, NOW)}),
             },
             open_letters={"acme": 9},
             events=Backlog(2, NOW - timedelta(seconds=8)),
@@ -84,7 +89,7 @@ def test_snapshot_is_published_as_a_whole() -> None:
     batch_id = f"batch_{batch.hex}"
     assert _value("batch_at_risk_seconds_left", tenant="acme", batch=batch_id) == -3
     assert (_value("outbox_events"), _value("outbox_oldest_age_seconds")) == (2, 8)
-    metrics.measured(SystemSnapshot(NOW, tenants=(BETA,), fleet_workers={L4_SPOT: 0}))
+    metrics.measured(SystemSnapshot(NOW, tenants=(BETA,), fleets={"l4": FleetLoad()}))
     assert _value("tenant_open_batches", tenant="acme") is None
     assert _value("tenant_open_batches", tenant="beta") == 1
     assert _value("workers_alive", fleet="l4", pool="spot") == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -12,8 +12,11 @@ from sqlalchemy.exc import DatabaseError
 
 from lowtide.batches.model import BatchStatus
 from lowtide.core.ids import DEFAULT_TENANT, uuid7
+from lowtide.core.pools import FleetPool, Pool
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import Engine
 
     from tests.conftest import Database
@@ -32,7 +35,10 @@ _STAMPS = {
 
 @dataclass
 class SeedBatch:
-    """One batch; `age` and `window` are from its creation, `took` until its last state."""
+    """One batch; `age` and `window` are from its creation, `took` until its last state.
+
+    `parts` are the requests by fleet of a batch of several; each fleet's model is named like it.
+    """
 
     user: str = "ana"
     status: BatchStatus = BatchStatus.IN_PROGRESS
@@ -40,6 +46,7 @@ class SeedBatch:
     window: timedelta = timedelta(hours=24)
     took: timedelta = timedelta(minutes=4)
     model: str | None = "llama-3.1-8b"
+    fleet: str = "default"
     total: int = 100
     completed: int = 0
     failed: int = 0
@@ -47,6 +54,7 @@ class SeedBatch:
     interrupted: int = 0
     escalated: int = 0
     at_risk: bool = False
+    parts: Mapping[str, int] = field(default_factory=dict)
 
 
 def add_batch(engine: Engine, seed: SeedBatch) -> UUID:
@@ -61,7 +69,9 @@ def add_batch(engine: Engine, seed: SeedBatch) -> UUID:
         "input_file_id": uuid4(),
         "input_key": "input",
         "endpoint": "/v1/chat/completions",
-        "model": seed.model,
+        "model": None if seed.parts else seed.model,
+        "fleet": None if seed.parts else seed.fleet,
+        "fleet_of_model": list(seed.parts) or None,
         "completion_window": "24h",
         "status": seed.status.value,
         "created_at": created,
@@ -80,6 +90,14 @@ def add_batch(engine: Engine, seed: SeedBatch) -> UUID:
             ),
             values,
         )
+        for fleet, lines in seed.parts.items():
+            connection.execute(
+                text(
+                    "INSERT INTO batch_fleets (batch_id, fleet, tenant_id, model, lines, split) "
+                    "VALUES (:batch, :fleet, :tenant, :fleet, :lines, :lines)"
+                ),
+                {"batch": batch, "fleet": fleet, "tenant": DEFAULT_TENANT, "lines": lines},
+            )
         for pool, completed, failed, escalated in (
             ("spot", seed.completed - seed.on_dedicated, seed.failed, 0),
             ("dedicated", seed.on_dedicated, 0, seed.escalated),
@@ -104,61 +122,79 @@ def add_batch(engine: Engine, seed: SeedBatch) -> UUID:
     return batch
 
 
-def add_queued(engine: Engine, batch: UUID, pool: str, lines: range) -> None:
+def add_queued(
+    engine: Engine, batch: UUID, pool: str, lines: range, *, fleet: str = "default"
+) -> None:
     """Queue requests of a batch."""
     _add_requests(
         engine,
-        "INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool) "
-        "SELECT :batch, :tenant, now(), now(), now(), line, :pool",
+        "INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool, fleet) "
+        "SELECT :batch, :tenant, now(), now(), now(), line, :pool, :fleet",
         batch,
-        pool,
+        FleetPool(fleet, Pool(pool)),
         lines,
     )
 
 
-def add_claimed(engine: Engine, batch: UUID, pool: str, lines: range) -> None:
+def add_claimed(
+    engine: Engine, batch: UUID, pool: str, lines: range, *, fleet: str = "default"
+) -> None:
     """Store claims of requests of a batch."""
     _add_requests(
         engine,
         "INSERT INTO claims (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line, "
-        "attempts, interruptions, lost_leases, escalated, pool) "
-        "SELECT :batch, :tenant, :lease, now(), now(), now(), line, 0, 0, 0, false, :pool",
+        "attempts, interruptions, lost_leases, escalated, pool, fleet) "
+        "SELECT :batch, :tenant, :lease, now(), now(), now(), line, 0, 0, 0, false, :pool, :fleet",
         batch,
-        pool,
+        FleetPool(fleet, Pool(pool)),
         lines,
     )
 
 
-def add_worker(engine: Engine, pool: str, *, expires_in: int = 3600) -> UUID:
+def add_worker(
+    engine: Engine, pool: str, *, expires_in: int = 3600, fleet: str = "default"
+) -> UUID:
     """Register a worker whose lease ends in so many seconds; return its lease."""
     lease = uuid4()
     with engine.begin() as connection:
         connection.execute(
             text(
-                "INSERT INTO workers (id, pool, name, expires_at) "
-                "VALUES (:id, :pool, 'host/1', now() + make_interval(secs => :expires_in))"
+                "INSERT INTO workers (id, pool, name, fleet, expires_at) VALUES (:id, :pool, "
+                "'host/1', :fleet, now() + make_interval(secs => :expires_in))"
             ),
-            {"id": lease, "pool": pool, "expires_in": expires_in},
+            {"id": lease, "pool": pool, "fleet": fleet, "expires_in": expires_in},
         )
     return lease
 
 
-def add_samples(engine: Engine, *, minutes: int) -> None:
+def add_fleets(engine: Engine, *names: str) -> None:
+    """Record fleets that are no longer declared: they are shown while they have requests."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO fleets (name) SELECT unnest(cast(:names AS text[])) "
+                "ON CONFLICT DO NOTHING"
+            ),
+            {"names": list(names)},
+        )
+
+
+def add_samples(engine: Engine, *, minutes: int, fleet: str = "default") -> None:
     """Store samples of both pools for each of the last minutes, with a gap of ten in the middle."""
     with engine.begin() as connection:
         connection.execute(
             text("""
-                INSERT INTO pool_samples (at, pool, queued, running, oldest_age, desired, live,
+                INSERT INTO pool_samples (at, fleet, pool, queued, running, oldest_age, desired, live,
                   seconds, done, interrupted, replica_seconds)
-                SELECT now() - n * interval '1 minute', pool, n, 9, 30, 2, 1, 60, 120 * n, 1, 30
+                SELECT date_trunc('minute', now()) - n * interval '1 minute', :fleet, pool, n, 9, 30, 2, 1, 60, 120 * n, 1, 30
                 FROM generate_series(0, :minutes) n, unnest(ARRAY['spot', 'dedicated']) pool
                 WHERE n NOT BETWEEN :minutes / 2 - 5 AND :minutes / 2 + 5
             """),
-            {"minutes": minutes},
+            {"minutes": minutes, "fleet": fleet},
         )
 
 
-def _add_requests(engine: Engine, insert: str, batch: UUID, pool: str, lines: range) -> None:
+def _add_requests(engine: Engine, insert: str, batch: UUID, place: FleetPool, lines: range) -> None:
     with engine.begin() as connection:
         connection.execute(
             text(f"{insert} FROM generate_series(cast(:first AS int), :last) line"),
@@ -166,7 +202,8 @@ def _add_requests(engine: Engine, insert: str, batch: UUID, pool: str, lines: ra
                 "batch": batch,
                 "tenant": DEFAULT_TENANT,
                 "lease": _NEVER_RUN,
-                "pool": pool,
+                "pool": place.pool.value,
+                "fleet": place.fleet,
                 "first": lines[0],
                 "last": lines[-1],
             },

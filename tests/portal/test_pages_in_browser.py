@@ -11,12 +11,14 @@ from sqlalchemy import text
 
 from tests.portal.conftest import VIEWER_PASSWORD
 from tests.portal.letters import batch_with_dead_letters
-from tests.portal.seeds import SeedBatch, add_batch, add_queued, add_samples, empty
+from tests.portal.seeds import SeedBatch, add_batch, add_fleets, add_queued, add_samples, empty
 from tests.worlds import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from playwright.sync_api import Page
 
     from tests.browsing import Visit
     from tests.conftest import Database
@@ -198,3 +200,43 @@ def test_pool_is_paused_after_confirmation_and_range_is_in_address(
             ("operator (portal)", "pool.paused"),
         ]
     assert visited.problems == []
+
+
+def test_fleets_are_filtered_and_paused_each_on_its_own(
+    shared: Database, portal: Portal, visit: Callable[..., Visit]
+) -> None:
+    worker = shared.engine("worker")
+    add_fleets(worker, "large", "small")
+    mixed = add_batch(worker, SeedBatch(total=50, parts={"large": 30, "small": 20}))
+    add_queued(worker, mixed, "spot", range(1, 31), fleet="large")
+    add_queued(worker, mixed, "spot", range(31, 51), fleet="small")
+    add_samples(worker, minutes=50, fleet="large")
+    page = (visited := visit(f"{portal.url}/queues")).page
+    page.get_by_role("heading", name="large", level=3).wait_for()
+    assert _figure(page, "Queued requests") == "50"
+    page.get_by_role("combobox", name="Fleet").click()
+    page.get_by_role("option", name="small").click()
+    page.wait_for_url(re.compile(r"\?fleet=small$"))
+    page.get_by_role("heading", name="large", level=3).wait_for(state="detached")
+    page.get_by_text("No samples in this time range.").first.wait_for()
+    assert _figure(page, "Queued requests") == "20"
+    page.goto(f"{portal.url}/queues?fleet=large")
+    page.get_by_role("img", name=re.compile("^Queue depth: spot [0-9]")).wait_for()
+    page.get_by_role("button", name="Pause spot of large…").click()
+    page.get_by_text("Queued in spot of large: 30 requests.").wait_for()
+    page.get_by_role("button", name="Pause spot", exact=True).click()
+    page.get_by_text(re.compile("^Spot of large paused since .* by operator")).wait_for()
+    page.goto(f"{portal.url}/queues")
+    page.get_by_role("button", name="Resume spot of large").wait_for()
+    assert page.get_by_role("button", name="Pause spot of small…").is_visible()
+    with shared.engine("operator").connect() as connection:
+        pauses = connection.execute(text("SELECT fleet, pool FROM paused_pools"))
+        assert [tuple(row) for row in pauses] == [("large", "spot")]
+    page.get_by_role("button", name="Resume spot of large").click()
+    page.get_by_text("Spot of large resumed.").wait_for()
+    assert visited.problems == []
+
+
+def _figure(page: Page, title: str) -> str:
+    card = page.locator(".stat").filter(has_text=title)
+    return card.locator(".value").inner_text()

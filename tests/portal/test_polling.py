@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.planning.demand import PoolScale
 from lowtide.status.snapshot import SnapshotStore, SystemSnapshot
 from lowtide.status.watch import SystemWatch
@@ -43,7 +43,7 @@ class FakeSnapshots(SnapshotStore):
 
 
 def _watch(source: FakeSnapshots) -> SystemWatch:
-    scales = {pool: PoolScale(5, 4) for pool in Pool}
+    scales = {DEFAULT_FLEET: {pool: PoolScale(5, 4) for pool in Pool}}
     return SystemWatch(source, scales, clock=lambda: datetime.now(UTC))
 
 

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 
 from lowtide.core.ids import now
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.planning.demand import PoolScale
 from lowtide.status.snapshot import SnapshotStore
 from lowtide.status.watch import SystemWatch
@@ -31,7 +31,7 @@ async def _statements(database: Database, pages: int) -> int:
         nonlocal count
         count += 1
 
-    scales = {pool: PoolScale(5, 4) for pool in Pool}
+    scales = {DEFAULT_FLEET: {pool: PoolScale(5, 4) for pool in Pool}}
     system = SystemWatch(SnapshotStore(engine), scales, clock=now)
 
     def looked() -> None:

@@ -120,6 +120,8 @@ def test_pauses_and_lost_engines_are_marks() -> None:
         Mark("dedicated paused", NOW, None),
         Mark("spot engine away", NOW, None),
     )
+    history = History(HistoryRange.HOUR, NOW, pauses=(PauseSpan(Pool.SPOT, NOW, None, "large"),))
+    assert marks_of(history) == (Mark("large spot paused", NOW, None),)
 
 
 def test_pool_without_points_has_no_line() -> None:
@@ -140,7 +142,7 @@ def test_axis_covers_whole_deadline_bars(range_: HistoryRange) -> None:
 def test_last_selected_range_is_shown() -> None:
     slow, store, live = threading.Event(), Mock(), Mock(paused=False)
 
-    def read(range_: HistoryRange) -> History:
+    def read(range_: HistoryRange, _fleet: str | None) -> History:
         if range_ is HistoryRange.WEEK:
             assert slow.wait(10)
         return History(range_, NOW)
@@ -178,6 +180,11 @@ def test_pause_note_has_time_and_name(since: datetime, zone: str, note: str) -> 
     assert note_of(PoolPause(Pool.SPOT, since, "ana"), NOW, ZoneInfo(zone)) == note
 
 
+def test_pause_note_names_the_fleet() -> None:
+    note = note_of(PoolPause(Pool.SPOT, NOW, "ana", "llama-70b"), NOW, ZoneInfo("UTC"))
+    assert note.startswith("Spot of llama-70b paused since ")
+
+
 NONE, THREE = OpenDeadlines(0, None), OpenDeadlines(3, NOW + timedelta(hours=2))
 
 
@@ -212,6 +219,16 @@ NONE, THREE = OpenDeadlines(0, None), OpenDeadlines(3, NOW + timedelta(hours=2))
             ["No deadline", "move to dedicated"],
             id="last running pool",
         ),
+        pytest.param(
+            PauseEffect(Pool.DEDICATED, 2, 0, THREE, stops_all=True, fleet="large"),
+            [
+                "Queued in dedicated of large: 2",
+                "no requests of large run until",
+                "until dedicated of large is resumed",
+            ],
+            [],
+            id="fleet",
+        ),
     ],
 )
 def test_confirmation_explains_effect_of_pause(
@@ -225,6 +242,12 @@ def test_confirmation_explains_effect_of_pause(
 @pytest.mark.parametrize("range_", list(HistoryRange))
 def test_range_survives_its_address(range_: HistoryRange) -> None:
     assert range_of(address_of(range_).partition("range=")[2]) is range_
+
+
+def test_fleet_is_in_the_address() -> None:
+    assert address_of(HistoryRange.HOUR) == "/queues"
+    assert address_of(HistoryRange.HOUR, "large") == "/queues?fleet=large"
+    assert address_of(HistoryRange.WEEK, "large") == "/queues?range=7d&fleet=large"
 
 
 @pytest.mark.parametrize("text", ["", "2h", "<script>", "1h,7d"])

@@ -23,7 +23,7 @@ from lowtide.status.snapshot import (
     Totals,
 )
 from portal.queries import BatchQuery, LetterQuery
-from tests.status.test_watch import NOW, load, snapshot
+from tests.status.test_watch import BY_FLEET, NOW, load, snapshot
 
 MINUTE = timedelta(minutes=1)
 WAITING = load(spot=Depth(4, 0), waits=10 * MINUTE)
@@ -115,6 +115,22 @@ def test_healthy_installation_has_no_concerns() -> None:
 def test_condition_raises_concern(snapshot: SystemSnapshot, text: str, path: str) -> None:
     (concern,) = concerns(snapshot)
     assert (concern.text, concern.path) == (text, path)
+
+
+def test_concerns_name_the_fleet() -> None:
+    waiting = replace(BY_FLEET.fleets["large"], tenants=(WAITING,))
+    lost = LostEngine("host/7", Pool.SPOT, BreakerState.OPEN, "HTTP 503", NOW, "small")
+    bad = replace(
+        BY_FLEET,
+        ticked_at=NOW,
+        fleets={**BY_FLEET.fleets, "large": waiting},
+        lost_engines=(lost,),
+        pauses=(PoolPause(Pool.SPOT, NOW, "ana", "small"),),
+    )
+    assert [(concern.text, concern.path) for concern in concerns(bad)] == [
+        ("Requests are queued in spot of large, but no worker is running", "/queues?fleet=large"),
+        ("1 spot worker of small has no working engine", "/health"),
+    ]
 
 
 def test_engine_that_starts_raises_no_concern() -> None:

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.core.pools import Depth, Pool, PoolPause
+from lowtide.core.pools import DEFAULT_FLEET, Depth, FleetPool, Pool, PoolPause
 from lowtide.engines.breaker import BreakerState
 from lowtide.events.model import EventType
+from lowtide.fleets.render import worker_name
 from lowtide.status import health
 from lowtide.status.health import Condition
 from lowtide.status.last_seen import TICK, Component, LastSeen
 from lowtide.status.snapshot import Backlog, LiveWorkers, LostEngine, SystemSnapshot
 from lowtide.status.watch import PoolSample, Sample, Scale, scales_of
-from tests.status.test_watch import NOW, load
+from tests.status.test_watch import BY_FLEET, NOW, load
 
 if TYPE_CHECKING:
     from lowtide.status.health import ComponentHealth
 
 MINUTE = timedelta(minutes=1)
+SPOT = FleetPool(DEFAULT_FLEET, Pool.SPOT)
 NOTHING = SystemSnapshot(NOW)
 CREATED = EventType.BATCH_CREATED
 JUST = LastSeen(NOW - timedelta(seconds=5))
@@ -230,7 +232,9 @@ def test_failing_engine_reports_its_problem() -> None:
 def _sample(minutes: float, workers: int, desired: int) -> Sample:
     none = PoolSample(0, 0)
     spot = replace(none, workers=workers, desired=desired)
-    return Sample(NOW - minutes * MINUTE, {Pool.SPOT: spot, Pool.DEDICATED: none})
+    return Sample(
+        NOW - minutes * MINUTE, {SPOT: spot, FleetPool(DEFAULT_FLEET, Pool.DEDICATED): none}
+    )
 
 
 @pytest.mark.parametrize(
@@ -269,7 +273,32 @@ def test_autoscaler_health_follows_replicas(
 def test_autoscaler_without_samples_has_no_finding() -> None:
     assert health.autoscaler(scales_of([]), NOW) == ()
     scale = Scale(desired=1, live=1, short_since=None)
-    assert health.autoscaler({Pool.SPOT: scale}, NOW)[0].detail == "1 running, 1 desired"
+    assert health.autoscaler({SPOT: scale}, NOW)[0].detail == "1 running, 1 desired"
+
+
+def test_health_names_fleets_and_their_workloads() -> None:
+    large = FleetPool("large", Pool.SPOT)
+    at = NOW + 9 * MINUTE
+    last_seen = {(Component.ENGINE, large.key): FAILS, (Component.ENGINE, "spot"): JUST}
+    lost = LostEngine("host/7", Pool.SPOT, BreakerState.OPEN, "HTTP 503", NOW, "small")
+    snapshot = replace(BY_FLEET, at=at, last_seen=last_seen, lost_engines=(lost,), pauses=())
+    by_part = {
+        each.part: each
+        for each in (
+            *health.workers(snapshot),
+            *health.engines(replace(snapshot, at=NOW)),
+            *health.lost_engines(snapshot),
+            *health.autoscaler({large: Scale(1, 0, NOW)}, at),
+        )
+    }
+    assert by_part["infer_spot of small"].word == "2 workers"
+    name = worker_name(*large)
+    workers, engine = by_part["infer_spot of large"], by_part["Engine, spot of large"]
+    assert f"scaledobject,deployment {name}`" in workers.advice
+    assert f"scaledobject {name}`" in by_part["Autoscaler, spot of large"].advice
+    assert (engine.condition, "api_key_env of large" in engine.advice) == (Condition.BAD, True)
+    assert by_part["Engine, spot of small"].condition is Condition.UNKNOWN
+    assert "Engine of host/7, spot of small" in by_part
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -78,6 +79,31 @@ def test_pauses_are_read_from_the_audit_log(world: World) -> None:
         Pool.SPOT,
         Pool.DEDICATED,
     ]
+
+
+def test_history_of_fleet_has_its_samples_pauses_and_batches_alone(world: World) -> None:
+    world.run(
+        "INSERT INTO pool_samples (at, fleet, pool, queued, running, oldest_age, desired, live, "
+        "seconds, done, interrupted, replica_seconds) "
+        "SELECT now(), fleet, 'spot', queued, 0, 0, 0, 0, 60, 0, 0, 0 "
+        "FROM (VALUES ('large', 90), ('small', 30)) s (fleet, queued)"
+    )
+    ended = SeedBatch(status=BatchStatus.COMPLETED, total=2, completed=2)
+    add_batch(world.worker, replace(ended, parts={"large": 1, "small": 1}))
+    add_batch(world.worker, replace(ended, fleet="small"))
+    operator = world.database.engine("operator")
+    PauseStore(operator).pause(Pool.SPOT, "ana", "small")
+    store = HistoryStore(operator)
+    read = {fleet: store.read(HistoryRange.HOUR, fleet) for fleet in ("large", "small", None)}
+    queued = {name: each.points[-1].pools[Pool.SPOT].queued for name, each in read.items()}
+    assert queued == {"large": 90, "small": 30, None: 120}
+    met = {name: sum(bar.met for bar in each.sla) for name, each in read.items()}
+    assert met == {"large": 1, "small": 2, None: 2}
+    assert {name: len(each.pauses) for name, each in read.items()} == {
+        "large": 0,
+        "small": 1,
+        None: 1,
+    }
 
 
 def _counts(world: World, pool: str = "spot") -> list[tuple[int, int, float]]:
@@ -231,7 +257,7 @@ def test_plans_use_indexes(world: World) -> None:
     operator = world.database.engine("operator")
     for statement, parameters in (
         (history.POINTS, {"step": 60.0, "span": 3600.0, "fleet": None}),
-        (history.SLA, {"bar": 300.0, "span": 3600.0}),
+        (history.SLA, {"bar": 300.0, "span": 3600.0, "fleet": None}),
         (history.PAUSES, {"limit": 100}),
     ):
         nodes = plan_nodes(operator, statement, **parameters)

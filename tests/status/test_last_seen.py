@@ -10,7 +10,7 @@ import pytest
 
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, now, uuid7
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 from lowtide.events.model import EventType, batch_event
 from lowtide.status.last_seen import (
     Component,
@@ -181,7 +181,7 @@ def test_sink_is_observed_by_event_type(accepted: bool, problem: str | None) -> 
 def test_engine_answer_is_observed(answer: str, problem: str | None) -> None:
     store = FakeStore()
     observations = Observations(store, timer=time.monotonic)
-    ObservedEngine(observations, Pool.SPOT).answered(answer)
+    ObservedEngine(observations, FleetPool(DEFAULT_FLEET, Pool.SPOT)).answered(answer)
     observations.close(10)
     written = [(observation.component, observation.problem) for observation in store.of("spot")]
     assert written == ([] if problem is None else [(Component.ENGINE, problem)])

@@ -60,10 +60,7 @@ def test_empty_installation_has_empty_snapshot(database: Database, role: str) ->
     assert snapshot.server_version[0].isdigit()
     assert snapshot.schema_version.isdigit()
     assert snapshot == SystemSnapshot(
-        snapshot.at,
-        fleet_workers={FleetPool(DEFAULT_FLEET, pool): 0 for pool in Pool},
-        server_version=snapshot.server_version,
-        schema_version=snapshot.schema_version,
+        snapshot.at, server_version=snapshot.server_version, schema_version=snapshot.schema_version
     )
 
 
@@ -128,41 +125,39 @@ def test_load_is_counted_by_tenant_and_pool(database: Database) -> None:
     assert risky_batch.deadline > snapshot.at
 
 
-def test_workers_and_waits_are_read_by_fleet(database: Database) -> None:
-    """A batch of two fleets counts once for its tenant."""
+def test_load_is_counted_by_fleet(database: Database) -> None:
     worker = database.engine("worker")
-    batch = add_batch(worker, SeedBatch(total=4))
-    add_queued(worker, batch, "spot", range(1, 5))
-    add_worker(worker, "spot")
-    leases = [add_worker(worker, "spot"), add_worker(worker, "dedicated")]
+    mixed = add_batch(worker, SeedBatch(total=8, at_risk=True, parts={"large": 4, "small": 4}))
+    add_queued(worker, mixed, "spot", range(1, 5), fleet="large")
+    add_queued(worker, mixed, "dedicated", range(5, 7), fleet="small")
+    add_claimed(worker, mixed, "spot", range(7, 9), fleet="small")
+    add_worker(worker, "spot", fleet="small")
+    add_worker(worker, "spot", fleet="old")
     with worker.begin() as connection:
         for statement in (
-            "INSERT INTO fleets (name) VALUES ('l4')",
-            """INSERT INTO batch_fleets (batch_id, tenant_id, fleet, lines, split)
-SELECT id, tenant_id, unnest(ARRAY['default', 'l4']), 2, 2 FROM batches""",
-            "UPDATE batches SET fleet = NULL, fleet_of_model = ARRAY['default', 'l4']",
-            "UPDATE queue SET fleet = 'l4', available_at = now() - interval '9 min' WHERE line > 2",
-            "UPDATE queue SET available_at = now() - interval '4 min' WHERE line = 2",
+            """INSERT INTO fleets (name, spec) VALUES ('idle', '{"models": ["m", "n-*"]}')""",
+            "INSERT INTO fleets (name) VALUES ('small')",
+            """INSERT INTO wanted_replicas (fleet, pool, replicas, since)
+              VALUES ('small', 'dedicated', 3, '{}')""",
+            "UPDATE workers SET engine_state = 'open' WHERE fleet = 'old'",
         ):
-            connection.execute(text(statement))
-        connection.execute(
-            text("UPDATE workers SET fleet = 'l4' WHERE id = ANY(:leases)"), {"leases": leases}
-        )
+            connection.exec_driver_sql(statement)
+    PauseStore(database.engine("operator")).pause(Pool.SPOT, "ana", "large")
     snapshot = _read(database)
-    assert snapshot.fleet_workers == {
-        FleetPool(DEFAULT_FLEET, Pool.SPOT): 1,
-        FleetPool(DEFAULT_FLEET, Pool.DEDICATED): 0,
-        FleetPool("l4", Pool.SPOT): 1,
-        FleetPool("l4", Pool.DEDICATED): 1,
-    }
-    assert (snapshot.workers(Pool.SPOT), snapshot.workers(Pool.DEDICATED)) == (2, 1)
-    assert 240 <= snapshot.fleet_age(FleetPool(DEFAULT_FLEET, Pool.SPOT)) < 300
-    assert 540 <= snapshot.fleet_age(FleetPool("l4", Pool.SPOT)) < 600
-    assert snapshot.fleet_age(FleetPool("l4", Pool.DEDICATED)) == 0
     (tenant,) = snapshot.tenants
-    assert tenant.batches == 1
-    assert tenant.depths[Pool.SPOT] == Depth(4, 0)
-    assert 540 <= tenant.oldest_age(Pool.SPOT, snapshot.at) < 600
+    assert (tenant.batches, tenant.at_risk) == (1, 1), "a batch of two fleets is one batch"
+    assert tenant.depths == {Pool.SPOT: Depth(4, 2), Pool.DEDICATED: Depth(2, 0)}
+    assert snapshot.workers(Pool.SPOT) == 2
+    assert list(snapshot.fleets) == ["idle", "large", "old", "small"]
+    assert snapshot.fleets["idle"].models == ("m", "n-*")
+    assert [load.at_risk for load in snapshot.fleets.values()] == [0, 1, 0, 1]
+    large, small = snapshot.of_fleet("large"), snapshot.of_fleet("small")
+    assert [large.depth(pool) for pool in Pool] == [Depth(4, 0), Depth(0, 0)]
+    assert [small.depth(pool) for pool in Pool] == [Depth(0, 2), Depth(2, 0)]
+    assert (large.workers(Pool.SPOT), small.workers(Pool.SPOT)) == (0, 1)
+    assert (large.fleets["large"].planned, small.fleets["small"].planned) == (None, 3)
+    assert large.pause(FleetPool("large", Pool.SPOT)) is not None
+    assert [lost.fleet for lost in snapshot.lost_engines] == ["old"]
 
 
 def _telemetry(database: Database, *values: str, pool: str = "spot") -> None:
@@ -287,7 +282,7 @@ def test_snapshot_has_pauses(database: Database) -> None:
     pause = PauseStore(engine).pause(Pool.SPOT, "ana")
     snapshot = _read(database)
     assert snapshot.pauses == (pause,)
-    assert (snapshot.pause(Pool.SPOT), snapshot.pause(Pool.DEDICATED)) == (pause, None)
+    assert [snapshot.pause(FleetPool(DEFAULT_FLEET, pool)) for pool in Pool] == [pause, None]
 
 
 def test_snapshot_counts_waiting_events_and_open_dead_letters(world: World) -> None:

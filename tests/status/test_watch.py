@@ -12,9 +12,10 @@ import pytest
 from lowtide.batches.model import BatchStatus
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, BatchId
-from lowtide.core.pools import Depth, Pool, PoolPause
+from lowtide.core.pools import DEFAULT_FLEET, Depth, FleetPool, Pool, PoolPause
 from lowtide.planning.demand import PoolScale
 from lowtide.status.snapshot import (
+    FleetLoad,
     LiveWorkers,
     SnapshotStore,
     SystemSnapshot,
@@ -31,7 +32,8 @@ from tests.batches.test_batches import example
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 ONE, TWO = BatchId(UUID(int=1)), BatchId(UUID(int=2))
-SCALES = {Pool.SPOT: PoolScale(5, 4), Pool.DEDICATED: PoolScale(10, 2)}
+SCALES = {DEFAULT_FLEET: {Pool.SPOT: PoolScale(5, 4), Pool.DEDICATED: PoolScale(10, 2)}}
+SPOT, DEDICATED = (FleetPool(DEFAULT_FLEET, pool) for pool in Pool)
 NONE = Depth(0, 0)
 
 
@@ -145,26 +147,76 @@ def test_number_of_samples_is_bounded() -> None:
 QUEUED = (load(spot=Depth(100, 0), dedicated=Depth(100, 0)),)
 
 
+def _planned(replicas: int | None, tenants: tuple[TenantLoad, ...]) -> SystemSnapshot:
+    fleets = {DEFAULT_FLEET: FleetLoad(tenants=tenants, planned=replicas)}
+    return replace(snapshot(tenants=tenants), fleets=fleets)
+
+
 @pytest.mark.parametrize(
     ("planned", "dedicated"), [(None, 2), (2, 2), (1, 1), (0, 1)], ids=["no plan", "2", "1", "0"]
 )
 def test_dedicated_replicas_do_not_exceed_plan(planned: int | None, dedicated: int) -> None:
-    (sample,) = _watch_after(replace(snapshot(tenants=QUEUED), planned=planned)).seen.samples
-    assert sample.pools[Pool.DEDICATED].desired == dedicated
-    assert sample.pools[Pool.SPOT].desired == 4
+    (sample,) = _watch_after(_planned(planned, QUEUED)).seen.samples
+    assert sample.pools[DEDICATED].desired == dedicated
+    assert sample.pools[SPOT].desired == 4
 
 
 @pytest.mark.parametrize(("running", "dedicated"), [(0, 0), (9, 1)])
 def test_running_requests_keep_their_replica(running: int, dedicated: int) -> None:
     tenants = (load(dedicated=Depth(0, running)),)
-    (sample,) = _watch_after(replace(snapshot(tenants=tenants), planned=0)).seen.samples
-    assert sample.pools[Pool.DEDICATED].desired == dedicated
+    (sample,) = _watch_after(_planned(0, tenants)).seen.samples
+    assert sample.pools[DEDICATED].desired == dedicated
 
 
 def test_paused_pool_desires_no_replicas() -> None:
     pause = PoolPause(Pool.SPOT, NOW, "ana")
     (sample,) = _watch_after(replace(snapshot(tenants=QUEUED), pauses=(pause,))).seen.samples
-    assert [sample.pools[pool].desired for pool in Pool] == [0, 2]
+    assert [sample.pools[place].desired for place in (SPOT, DEDICATED)] == [0, 2]
+
+
+LARGE = FleetLoad(
+    models=("llama-70b",), tenants=(load(spot=Depth(3, 0), dedicated=Depth(40, 0)),), planned=1
+)
+SMALL = FleetLoad(
+    tenants=(load(spot=Depth(6, 0), dedicated=Depth(40, 0)),),
+    live_workers={Pool.SPOT: LiveWorkers(2, NOW)},
+    planned=4,
+)
+OLD = FleetLoad(tenants=(load(spot=Depth(9, 0)),))
+BY_FLEET = replace(
+    snapshot(tenants=(load(spot=Depth(18, 0), dedicated=Depth(80, 0)),), workers=2),
+    fleets={"large": LARGE, "old": OLD, "small": SMALL},
+    pauses=(PoolPause(Pool.SPOT, NOW, "ana", "large"),),
+)
+SCALES_BY_FLEET = {
+    "large": {Pool.SPOT: PoolScale(5, 4), Pool.DEDICATED: PoolScale(10, 2)},
+    "small": {Pool.SPOT: PoolScale(2, 9), Pool.DEDICATED: PoolScale(20, 8)},
+}
+
+
+def test_desired_replicas_are_those_of_each_fleet_added_up() -> None:
+    watch = SystemWatch(FakeSnapshots(BY_FLEET), SCALES_BY_FLEET, clock=lambda: NOW)
+    watch.look()
+    (sample,) = watch.seen.samples
+    assert {place.key: (pool.workers, pool.desired) for place, pool in sample.pools.items()} == {
+        "large/spot": (0, 0),  # paused
+        "large/dedicated": (0, 1),  # planned
+        "old/spot": (0, 0),  # nothing scales it
+        "old/dedicated": (0, 0),
+        "small/spot": (2, 3),
+        "small/dedicated": (0, 2),
+    }
+    assert [watch.desired(pool, BY_FLEET) for pool in Pool] == [3, 3]
+    assert [watch.desired(pool, BY_FLEET.of_fleet("small")) for pool in Pool] == [3, 2]
+
+
+def test_snapshot_of_fleet_has_its_load_and_pauses_alone() -> None:
+    large, small = BY_FLEET.of_fleet("large"), BY_FLEET.of_fleet("small")
+    assert [each.depth(Pool.SPOT).queued for each in (BY_FLEET, large, small)] == [18, 3, 6]
+    assert [each.workers(Pool.SPOT) for each in (BY_FLEET, large, small)] == [2, 0, 2]
+    assert (len(large.pauses), len(small.pauses)) == (1, 0)
+    assert [small.pause(FleetPool(name, Pool.SPOT)) for name in ("small", "large")] == [None, None]
+    assert BY_FLEET.of_fleet("unknown") is BY_FLEET
 
 
 def test_probe_reports_latency_and_problem() -> None:
