@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from time import monotonic
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from lowtide.engines.outcomes import Answered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from lowtide.engines.outcomes import Outcome
 
@@ -25,17 +26,35 @@ _WAITING: Final = (
     b"sglang:num_queue_reqs",
     b"llamacpp:requests_deferred",
 )
-_GAUGE: Final = re.compile(
-    rb"^(%s)(?:\{[^\n]*\})? ([0-9.eE+]+)\r?$" % b"|".join((*_RUNNING, *_WAITING)), re.MULTILINE
+_FIRST_TOKENS: Final = (
+    b"vllm:time_to_first_token_seconds",
+    b"sglang:time_to_first_token_seconds",
+)
+_SUMS: Final = tuple(name + end for name in _FIRST_TOKENS for end in (b"_count", b"_sum"))
+_SERIES: Final = re.compile(
+    rb"^(%s)(?:\{[^\n]*\})? ([0-9.eE+-]+)\r?$" % b"|".join((*_RUNNING, *_WAITING, *_SUMS)),
+    re.MULTILINE,
 )
 
 
 @dataclass(frozen=True, slots=True)
+class FirstTokens:
+    """The first tokens of answers since the engine's start, and the sum of the seconds until each."""
+
+    count: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """Requests in an engine, of all its clients: in its batch, and waiting for a place in it."""
+    """Requests in an engine, of all its clients: in its batch, and waiting for a place in it.
+
+    `first_tokens` is None if the engine does not report them.
+    """
 
     running: int
     waiting: int
+    first_tokens: FirstTokens | None = None
 
 
 def read_load(metrics: bytes) -> EngineLoad | None:
@@ -43,15 +62,25 @@ def read_load(metrics: bytes) -> EngineLoad | None:
 
     An engine may have a series for each of its models or ranks: they are added up.
     """
-    gauges: dict[bytes, int] = {}
-    for name, value in _GAUGE.findall(metrics):
+    totals: dict[bytes, float] = {}
+    for name, value in _SERIES.findall(metrics):
         try:
-            gauges[name] = gauges.get(name, 0) + round(float(value))
-        except (ValueError, OverflowError):
+            totals[name] = totals.get(name, 0.0) + float(value)
+        except ValueError:
             return None
+    if not all(map(math.isfinite, totals.values())):
+        return None
     for running, waiting in zip(_RUNNING, _WAITING, strict=True):
-        if running in gauges and waiting in gauges:
-            return EngineLoad(gauges[running], gauges[waiting])
+        if running in totals and waiting in totals:
+            first_tokens = _first_tokens(totals)
+            return EngineLoad(round(totals[running]), round(totals[waiting]), first_tokens)
+    return None
+
+
+def _first_tokens(totals: Mapping[bytes, float]) -> FirstTokens | None:
+    for name in _FIRST_TOKENS:
+        if name + b"_count" in totals and name + b"_sum" in totals:
+            return FirstTokens(totals[name + b"_count"], totals[name + b"_sum"])
     return None
 
 
