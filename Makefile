@@ -103,6 +103,9 @@ bench-engine-load: $(VENV)/.dev ## Measure a worker with its defaults against en
 bench-prefix: $(VENV)/.dev ## Measure the hits of an engine's prefix cache, in random order and ordered
 	@$(BIN)/python -m bench.prefix
 
+bench-spare: $(VENV)/.dev ## Simulate batch work in the spare capacity of a live service: PLOT=file
+	@$(BIN)/python -m bench.spare $(if $(PLOT),--plot "$(PLOT)")
+
 bench-traces: $(VENV)/.dev ## Measure the cost of traces for a worker, off and on
 	@$(BIN)/python -m bench.tracing
 
@@ -151,4 +154,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt again from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow azurite llama chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-cold-start bench-storm bench-engines bench-engine-load bench-prefix bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow azurite llama chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-cold-start bench-storm bench-engines bench-engine-load bench-prefix bench-spare bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean

@@ -156,6 +156,13 @@ class EngineKind(StrEnum):
     NOOP = "noop"
 
 
+class EngineShare(StrEnum):
+    """The share of an engine that spot workers use."""
+
+    ALL = "all"
+    SPARE = "spare"
+
+
 class Admission(StrEnum):
     """The treatment of a batch whose deadline cannot be guaranteed."""
 
@@ -336,6 +343,17 @@ class Settings(BaseSettings):
     )
     engine_api_key: SecretStr = Field(
         default=SecretStr(""), description="API key of the engine, if it requires one."
+    )
+    engine_share: EngineShare = Field(
+        default=EngineShare.ALL,
+        description="`spare`: spot workers use what other clients leave of the engine, which serves "
+        "them, too. See [concurrency.md](concurrency.md#spare-capacity-of-a-live-service).",
+    )
+    engine_first_token_target: Annotated[float | None, DURATION] = Field(
+        default=None,
+        gt=0,
+        description="Mean time to first token that spare work keeps the engine under. Unset: only its "
+        "queue counts.",
     )
     engine_timeout: Duration = Field(
         default=600.0, gt=0, description="Timeout of one request to the engine."
@@ -575,6 +593,13 @@ class Settings(BaseSettings):
         scheme = urlsplit(info.data.get("object_store_url", "")).scheme
         if value and scheme in {"file", "memory"}:
             raise ValueError(f"needs a bucket, but LOWTIDE_OBJECT_STORE_URL is {scheme}://")
+        return value
+
+    @field_validator("engine_share")
+    @classmethod
+    def _check_share(cls, value: EngineShare, info: ValidationInfo) -> EngineShare:
+        if value is EngineShare.SPARE and info.data.get("engine") is not EngineKind.OPENAI:
+            raise ValueError("must be all, unless LOWTIDE_ENGINE is openai")
         return value
 
     @property

@@ -98,6 +98,8 @@ class Concurrency:
     `is_settled` once growth has ended: from then on the limit only follows changes.
     """
 
+    needs_load = False
+
     def __init__(self, most: int, start: int = START) -> None:
         self._most = most
         self._start = min(start, most)

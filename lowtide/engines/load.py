@@ -11,22 +11,36 @@ from lowtide.engines.outcomes import Answered
 from lowtide.engines.telemetry import ENGINES, samples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from lowtide.engines.outcomes import Outcome
 
 
-_GAUGES: Final = tuple(
-    name for names in ENGINES.values() for name in (names.running, names.waiting)
+_FIRST_TOKENS: Final = tuple(pair for names in ENGINES.values() for pair in names.first_token)
+_NAMES: Final = (
+    *(name for names in ENGINES.values() for name in (names.running, names.waiting)),
+    *(name for pair in _FIRST_TOKENS for name in pair),
 )
 
 
 @dataclass(frozen=True, slots=True)
+class FirstTokens:
+    """The first tokens of answers since the engine's start, and the sum of the seconds until each."""
+
+    count: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """Requests in an engine, of all its clients: in its batch, and waiting for a place in it."""
+    """Requests in an engine, of all its clients: in its batch, and waiting for a place in it.
+
+    `first_tokens` is None if the engine does not report them.
+    """
 
     running: int
     waiting: int
+    first_tokens: FirstTokens | None = None
 
 
 def read_load(metrics: bytes) -> EngineLoad | None:
@@ -34,15 +48,25 @@ def read_load(metrics: bytes) -> EngineLoad | None:
 
     An engine may have a series for each of its models or ranks: they are added up.
     """
-    gauges: dict[bytes, int] = {}
-    for gauge in samples(metrics, _GAUGES):
+    totals: dict[bytes, float] = {}
+    for sample in samples(metrics, _NAMES):
         # Also false for NaN.
-        if not 0 <= gauge.value < math.inf:
+        if not 0 <= sample.value < math.inf:
             return None
-        gauges[gauge.name] = gauges.get(gauge.name, 0) + round(gauge.value)
+        totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
     for names in ENGINES.values():
-        if names.running in gauges and names.waiting in gauges:
-            return EngineLoad(gauges[names.running], gauges[names.waiting])
+        if names.running in totals and names.waiting in totals:
+            first_tokens = _first_tokens(totals)
+            return EngineLoad(
+                round(totals[names.running]), round(totals[names.waiting]), first_tokens
+            )
+    return None
+
+
+def _first_tokens(totals: Mapping[bytes, float]) -> FirstTokens | None:
+    for seconds, count in _FIRST_TOKENS:
+        if seconds in totals and count in totals:
+            return FirstTokens(totals[count], totals[seconds])
     return None
 
 

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 
 from lowtide.core.durations import ExponentialBackoff
 from lowtide.core.ids import new_id
+from lowtide.core.pools import Pool
 from lowtide.engines.catalog import ModelCatalog
 from lowtide.engines.concurrency import Concurrency
 from lowtide.engines.flow import ByteBudget
 from lowtide.engines.load import LoadMeter
 from lowtide.engines.outcomes import RetryPolicy
 from lowtide.engines.selection import build_engine
+from lowtide.engines.spare import SpareConcurrency
 from lowtide.fleets.file import read_fleets
 from lowtide.queue.rates import RateStore
 from lowtide.queue.store import QueueStore
+from lowtide.settings import EngineShare
 from lowtide.worker.engine_watch import EngineWatch
 from lowtide.worker.inputs import InputLoader
 from lowtide.worker.lease import LeaseKeeper, Utilization
@@ -28,13 +31,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from lowtide.batches.sealed_answers import Answers
-    from lowtide.core.pools import Pool
     from lowtide.engines.model import Engine as InferenceEngine
     from lowtide.events.publisher import Publisher
     from lowtide.objects.store import ObjectStore
     from lowtide.settings import Settings
     from lowtide.telemetry.tracing import Tracer
     from lowtide.worker.metrics import WorkerMetrics
+    from lowtide.worker.tuning import Strategy
 
 
 def build_worker(
@@ -88,7 +91,7 @@ def build_worker(
         policy=policy,
         rng=rng,
         tracer=tracer,
-        tuner=_tuner(settings, engine, load_meter, watch, utilization),
+        tuner=_tuner(settings, pool, engine, load_meter, watch, utilization),
         telemetry=TelemetryReader(engine, watch, meter, keeper),
     )
 
@@ -108,15 +111,20 @@ def _watch(
 
 def _tuner(
     settings: Settings,
+    pool: Pool,
     engine: InferenceEngine,
     meter: LoadMeter,
     watch: EngineWatch,
     utilization: Utilization,
 ) -> ConcurrencyTuner | None:
-    if settings.concurrency is not None:
+    strategy: Strategy
+    if settings.engine_share is EngineShare.SPARE and pool is Pool.SPOT:
+        strategy = SpareConcurrency(settings.max_concurrency, settings.engine_first_token_target)
+    elif settings.concurrency is None:
+        strategy = Concurrency(settings.max_concurrency)
+    else:
         return None
-    search = Concurrency(settings.worker_max_concurrency)
-    return ConcurrencyTuner(engine, meter, watch, utilization, search)
+    return ConcurrencyTuner(engine, meter, watch, utilization, strategy)
 
 
 def _rules(settings: Settings, pool: Pool) -> WorkerRules:

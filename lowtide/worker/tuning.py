@@ -6,15 +6,14 @@ import asyncio
 import logging
 import sys
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from lowtide.engines.concurrency import TICK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lowtide.engines.concurrency import Concurrency
-    from lowtide.engines.load import EngineLoad, LoadMeter
+    from lowtide.engines.load import EngineLoad, Interval, LoadMeter
     from lowtide.engines.model import Engine
     from lowtide.worker.engine_watch import EngineWatch
     from lowtide.worker.lease import Utilization
@@ -25,6 +24,30 @@ _ASK_AGAIN: Final = 30.0
 """Seconds until an engine that reports no load is asked again."""
 _MISSING: Final = 5.0
 """Seconds without a report after which a reporting engine counts as one that does not report."""
+
+
+class Strategy(Protocol):
+    """Sets a limit on requests in flight, tick by tick; times in seconds.
+
+    `is_settled` while the limit tells what the engine can do. `needs_load` if an engine that does
+    not report its load cannot be used well.
+    """
+
+    limit: int
+    is_settled: bool
+    needs_load: bool
+
+    def observe(self, now: float, interval: Interval, load: EngineLoad | None) -> None:
+        """Adapt the limit to the last tick."""
+        ...
+
+    def refused(self, now: float) -> None:
+        """Lower the limit: the engine refused requests."""
+        ...
+
+    def restart(self) -> None:
+        """Begin again: the engine may be another one."""
+        ...
 
 
 class ConcurrencyTuner:
@@ -39,9 +62,10 @@ class ConcurrencyTuner:
         meter: LoadMeter,
         watch: EngineWatch,
         utilization: Utilization,
-        concurrency: Concurrency,
+        concurrency: Strategy,
         *,
         tick: float = TICK,
+        ask_again: float = _ASK_AGAIN,
         timer: Callable[[], float] = monotonic,
     ) -> None:
         self._engine = engine
@@ -50,10 +74,12 @@ class ConcurrencyTuner:
         self._utilization = utilization
         self._concurrency = concurrency
         self._tick = tick
+        self._ask_again = ask_again
         self._timer = timer
         self._reported_at: float | None = None
         self._ask_at = timer()
         self._was_settled = False
+        self._is_warned = False
         watch.on_pressure = self._refused
         self._apply()
 
@@ -86,8 +112,18 @@ class ConcurrencyTuner:
         if load is not None:
             self._reported_at = now
         elif not self._reports:
-            self._ask_at = now + _ASK_AGAIN
+            self._ask_at = now + self._ask_again
+            self._warn()
         return load
+
+    def _warn(self) -> None:
+        """Log once that the strategy lacks what it decides by."""
+        if self._concurrency.needs_load and not self._is_warned:
+            self._is_warned = True
+            _log.warning(
+                "worker.engine_load_unknown",
+                extra={"limit": 1, "hint": "GET /metrics of the engine has no requests waiting"},
+            )
 
     def _restart(self) -> None:
         """Search again once the engine is back: it may be another one."""

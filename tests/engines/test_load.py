@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lowtide.engines.load import EngineLoad, Interval, LoadMeter, read_load
+from lowtide.engines.load import EngineLoad, FirstTokens, Interval, LoadMeter, read_load
 from lowtide.engines.outcomes import Answered, NoAnswer, Outcome, Unanswered, Usage
 
 RECORDED = Path(__file__).with_name("metrics")
@@ -64,9 +64,24 @@ def test_load_is_read_from_metrics(metrics: bytes, load: EngineLoad | None) -> N
     assert read_load(metrics) == load
 
 
-@pytest.mark.parametrize(("engine", "load"), [("vllm-0.25.1", EngineLoad(124, 0))])
-def test_load_is_read_from_metrics_of_real_engines(engine: str, load: EngineLoad) -> None:
-    assert read_load((RECORDED / f"{engine}.txt").read_bytes()) == load
+def test_load_is_read_from_metrics_of_a_real_engine() -> None:
+    load = EngineLoad(124, 0, FirstTokens(1141, 107.22450256347656))
+    assert read_load((RECORDED / "vllm-0.25.1.txt").read_bytes()) == load
+
+
+def test_first_tokens_of_ranks_are_added_up() -> None:
+    metrics = SGLANG + b"".join(
+        b'sglang:time_to_first_token_seconds_%s{model_name="m",tp_rank="%d"} %s\n' % one
+        for one in [
+            (b"sum", 0, b"5e-01"),
+            (b"sum", 1, b"1.5"),
+            (b"count", 0, b"7"),
+            (b"count", 1, b"3"),
+        ]
+    )
+    load = read_load(metrics)
+    assert load is not None
+    assert load.first_tokens == FirstTokens(10.0, 2.0)
 
 
 def answered(tokens: int, status: int = 200) -> Outcome:

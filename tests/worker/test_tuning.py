@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 from pydantic import SecretStr
 
 from lowtide.app import App
@@ -21,20 +23,19 @@ from lowtide.engines.breaker import Probed
 from lowtide.engines.concurrency import START, Concurrency
 from lowtide.engines.load import EngineLoad, LoadMeter, read_load
 from lowtide.engines.outcomes import Answered, NoAnswer, Unanswered
+from lowtide.engines.spare import SpareConcurrency
 from lowtide.objects.store import ObstoreObjects
 from lowtide.queue.claims import Claim
-from lowtide.settings import EngineKind, Settings
+from lowtide.settings import EngineKind, EngineShare, Settings
 from lowtide.worker import build
 from lowtide.worker.engine_watch import EngineWatch
 from lowtide.worker.lease import Utilization
-from lowtide.worker.tuning import ConcurrencyTuner
+from lowtide.worker.tuning import ConcurrencyTuner, Strategy
 from tests.worker.workers import Meter, ScriptedEngine, input_store, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
-
-    import pytest
 
     from lowtide.engines.outcomes import Outcome
     from tests.worlds import World
@@ -68,7 +69,12 @@ class ReportingEngine(ScriptedEngine):
 class Tuned:
     """A tuner with its watch, both running."""
 
-    def __init__(self, engine: ReportingEngine) -> None:
+    def __init__(
+        self,
+        engine: ReportingEngine,
+        search: Strategy | None = None,
+        ask_again: float = 30.0,
+    ) -> None:
         self.engine = engine
         self.watch = EngineWatch(
             engine,
@@ -79,9 +85,15 @@ class Tuned:
             rng=Random(0),  # noqa: S311
         )
         self.utilization = Utilization(1024)
-        self.search = Concurrency(1024)
+        self.search = Concurrency(1024) if search is None else search
         self.tuner = ConcurrencyTuner(
-            engine, engine.meter, self.watch, self.utilization, self.search, tick=TICK
+            engine,
+            engine.meter,
+            self.watch,
+            self.utilization,
+            self.search,
+            tick=TICK,
+            ask_again=ask_again,
         )
 
     async def judge(self, outcome: Outcome) -> None:
@@ -187,6 +199,26 @@ def test_engine_that_reports_nothing_is_not_asked_at_every_tick() -> None:
     assert asyncio.run(main()) == 1
 
 
+@pytest.mark.parametrize(
+    ("strategy", "warnings"),
+    [(SpareConcurrency(1024, None), ["worker.engine_load_unknown"]), (Concurrency(1024), [])],
+    ids=["spare", "all"],
+)
+def test_spare_worker_of_an_engine_without_reports_says_so_once(
+    strategy: Strategy, warnings: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        engine = ReportingEngine(100)
+        engine.size = None
+        tuned = Tuned(engine, strategy, ask_again=TICK)
+        with _tasks(tuned):
+            await until(lambda: engine.asked > 2)
+
+    asyncio.run(main())
+    logged = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert [record.message for record in logged] == warnings
+
+
 @contextmanager
 def batching_server(size: int) -> Iterator[str]:
     command = [sys.executable, "-m", "bench.engine_server", "serve", str(size)]
@@ -245,3 +277,43 @@ def test_worker_fills_a_batching_engine_and_follows_it_over_http(
         done = json.loads(fetch(f"{url}/timeline"))[-1][-1]
     assert world.value("SELECT count(*) FROM claims WHERE batch_id = :b", b=batch) == 0
     assert 0 < world.value("SELECT count(*) FROM results WHERE batch_id = :b", b=batch) <= done
+
+
+@pytest.mark.parametrize("pool", Pool)
+def test_spot_leaves_places_of_a_shared_engine_free_and_dedicated_does_not(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: Pool
+) -> None:
+    world.batch(5000, pool=pool.value)
+    input_store(world, 5000, store=ObstoreObjects(f"file://{tmp_path}"))
+    monkeypatch.setattr(build, "ConcurrencyTuner", partial(ConcurrencyTuner, tick=0.1))
+
+    async def main(url: str, app: App) -> list[EngineLoad]:
+        worker = app.build_worker(pool)
+        running = asyncio.create_task(worker.run())
+        loads: list[EngineLoad] = []
+        while sum(load.running >= 20 for load in loads) < 20:
+            assert len(loads) < 400, loads[-1]
+            load = read_load(await asyncio.to_thread(fetch, f"{url}/metrics"))
+            assert load is not None
+            loads.append(load)
+            await asyncio.sleep(0.05)
+        worker.stop()
+        await asyncio.wait_for(running, 30)
+        return loads
+
+    with batching_server(24) as url:
+        settings = Settings(
+            database_url=SecretStr(world.database.url("worker")),
+            object_store_url=f"file://{tmp_path}",
+            engine=EngineKind.OPENAI,
+            engine_url=url,
+            engine_share=EngineShare.SPARE,
+            worker_max_concurrency=128,
+            worker_grace=0.2,
+        )
+        app = App(settings, name="worker")
+        try:
+            waiting = sorted(load.waiting for load in asyncio.run(main(url, app))[-20:])
+        finally:
+            app.close(5)
+    assert (waiting[10] == 0) is (pool is Pool.SPOT)
