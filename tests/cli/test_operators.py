@@ -150,6 +150,7 @@ def test_pool_is_paused_and_resumed() -> None:
     assert "The other pool is paused" in _run("pools", "pause", "dedicated").stdout
     spot, dedicated = _json("pools", "list")
     assert spot == {
+        "fleet": "default",
         "pool": "spot",
         "queued": 0,
         "running": 0,

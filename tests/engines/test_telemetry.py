@@ -162,4 +162,6 @@ def test_labels_may_contain_anything() -> None:
 def test_load_and_telemetry_agree() -> None:
     for metrics in (vllm(), sglang(), LLAMA_CPP):
         telemetry = read(metrics)
-        assert read_load(metrics) == EngineLoad(telemetry.running or 0, telemetry.waiting or 0)
+        load = read_load(metrics)
+        assert load is not None
+        assert (load.running, load.waiting) == (telemetry.running, telemetry.waiting)

@@ -630,7 +630,7 @@ def test_load_is_read_from_the_upstreams_metrics(
 def test_load_of_bad_upstream_is_unknown(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, data: bytes, then: str
 ) -> None:
-    monkeypatch.setattr("lowtide.engines.upstream._LOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr("lowtide.engines.upstream._METRICS_TIMEOUT", 0.2)
     upstream.reply("models", b"")
     scripted = upstream.scripts["models"]
     scripted.data, scripted.then = data, then

@@ -362,9 +362,11 @@ def test_workers_roll_one_replica_at_a_time(overlay: str) -> None:
     strategies = {
         label(document): document["spec"]["strategy"]["rollingUpdate"]
         for document in rendered(f"knative/overlays/{overlay}")
-        if label(document) in {"Deployment/infer-spot", "Deployment/infer-dedicated"}
+        if label(document).startswith("Deployment/infer-")
     }
-    # With a GPU for each replica, a surge one would find none.
-    surge = int(overlay != "prod-gpu")
-    rolling = {"maxSurge": surge, "maxUnavailable": 1 - surge}
-    assert strategies == {"Deployment/infer-spot": rolling, "Deployment/infer-dedicated": rolling}
+    assert strategies
+    for name, strategy in strategies.items():
+        # With a GPU for each replica, a surge one would find none.
+        has_gpu = overlay == "prod-gpu" or name.endswith(GPU_FLEETS)
+        surge = int(not has_gpu)
+        assert strategy == {"maxSurge": surge, "maxUnavailable": 1 - surge}, name
