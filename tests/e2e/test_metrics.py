@@ -27,7 +27,8 @@ WORKER = ALL | {
 SCHEDULER = ALL | {
     "autoscaler_desired_spot_replicas", "autoscaler_desired_dedicated_replicas",
     "autoscaler_max_replicas", "batch_deadline_slack_seconds", "escalations_total",
-    "deescalations_total", "revocations_total", "fallbacks_total", "batches_at_risk", "queue_depth", "pool_paused",
+    "deescalations_total", "revocations_total", "fallbacks_total", "batches_at_risk",
+    "queue_depth", "pool_paused",
     "dedicated_replicas_planned", "scheduler_ticks_total", "scheduler_last_tick_timestamp_seconds",
     "leases_reaped_lines_total", "requests_sla_violated_total", "dead_letters_total",
     "queue_oldest_age_seconds", "workers_alive", "outbox_events", "outbox_oldest_age_seconds",
