@@ -85,7 +85,7 @@ def _key_references(value: object) -> Iterator[dict[str, str]]:
 
 
 def test_canary_patch_splits_traffic_of_one_function(tmp_path: Path) -> None:
-    canary, patches = blocks("yaml")
+    _, canary, patches = blocks("yaml")  # the first one rolls a model
     for folder in ("knative", "keda"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     overlay = tmp_path / "knative/overlays/canary"

@@ -176,6 +176,7 @@ def _environment(fleet: str, engine: EnginePart) -> list[Document]:
         "LOWTIDE_ENGINE": engine.kind,
         "LOWTIDE_ENGINE_URL": engine.url,
         "LOWTIDE_WORKER_CONCURRENCY": engine.concurrency,
+        "LOWTIDE_ENGINE_SHARE": engine.share,
     }
     variables: list[Document] = [
         {"name": name, "value": str(value)} for name, value in values.items() if value is not None

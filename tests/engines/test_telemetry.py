@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from lowtide.engines.load import EngineLoad, read_load
+from lowtide.engines.load import read_load
 from lowtide.engines.telemetry import EngineTelemetry, Times, engine_of, read_telemetry, samples
 from tests.engines.reported import LLAMA_CPP, sglang, vllm, vllm_of_2025
 

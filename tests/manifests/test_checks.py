@@ -357,6 +357,10 @@ def test_missing_folder_is_reported() -> None:
         rendered("knative/overlays/none")
 
 
+# Fleets of knative/fleets/fleets.yaml with a GPU.
+GPU_FLEETS = ("-llama-70b", "-qwen-8b")
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_workers_roll_one_replica_at_a_time(overlay: str) -> None:
     strategies = {
