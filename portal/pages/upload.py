@@ -223,12 +223,13 @@ def _kept() -> str:
 
 def _explain() -> None:
     settings = lowtide().settings
+    shared = "model and endpoint" if settings.one_model_per_file else "endpoint"
     with ui.element("section").classes("card section"):
         heading("Example line")
         with ui.element("pre").classes("example mono"):
             ui.label(EXAMPLE)
         ui.label(
             f"Up to {counted(settings.max_batch_lines, 'request')} and {size(settings.max_file_bytes)} "
-            f"per file, {size(settings.max_line_bytes)} per line. All requests have the same model and "
-            "endpoint, and each custom_id is unique. The API makes the same checks."
+            f"per file, {size(settings.max_line_bytes)} per line. All requests have the same {shared}, "
+            "and each custom_id is unique. The API makes the same checks."
         ).classes("muted small")
