@@ -45,7 +45,7 @@ def spoil(system: System, batch: Batch, how: str) -> bool:
     return False
 
 
-def _line(custom_id: str, url: str = ENDPOINT, model: str = MODEL) -> bytes:
+def _line(custom_id: str, url: str = ENDPOINT, model: object = MODEL) -> bytes:
     body = {"model": model, "messages": [{"role": "user", "content": "bad"}]}
     line = {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
     return json.dumps(line).encode() + b"\n"
@@ -58,7 +58,7 @@ BAD = {
     "url": _line("1", url="/v1/nothing"),
     "empty": b"",
     "nul": _line("1") + b"\x00\n",
-    "mixed": _line("1") + _line("2", model="another"),
+    "model": _line("1") + _line("2", model=7),
 }
 
 

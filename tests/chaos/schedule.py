@@ -102,7 +102,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("event.lost", 4, seconds=(1.0, 4.0)),
     Kind("event.delayed", 3, seconds=(1.0, 20.0)),
     Kind("event.forged", 2, ("split", "finalize", "schedule", "broker")),
-    Kind("input.bad", 3, ("json", "utf8", "duplicate", "url", "empty", "nul", "mixed")),
+    Kind("input.bad", 3, ("json", "utf8", "duplicate", "url", "empty", "nul", "model")),
     Kind("batch.cancel", 4),
     Kind("batch.expire", 1),
     Kind("batch.poison", 3, ("500", "400")),

@@ -16,6 +16,7 @@ from sqlalchemy import text
 from lowtide.batches import request_store
 from lowtide.batches import store as batches_store
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, new_id
+from lowtide.core.pools import DEFAULT_FLEET
 from lowtide.dead_letters import store as dead_letters_store
 from lowtide.dead_letters.model import LetterFilter
 from lowtide.events import outbox
@@ -45,8 +46,13 @@ BIG = {"queue", "requests", "results", "claims", "batches"}
 EMPTIED = "files, batches, requests, queue, claims, results, workers, tallies, dead_letters"
 LEASE = "00000000-0000-7000-8000-000000000001"
 LEVELS = json.dumps(
-    [{"pool": pool, "queued": 9, "running": 9, "desired": 9} for pool in ("spot", "dedicated")]
+    [
+        {"fleet": DEFAULT_FLEET, "pool": pool, "queued": 9, "running": 9, "desired": 9}
+        for pool in ("spot", "dedicated")
+    ]
 )
+FLEET = {"fleet": DEFAULT_FLEET}
+SPOT = FLEET | {"pool": "spot"}
 CLAIMS = """
 INSERT INTO claims (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line, attempts,
   interruptions, lost_leases, escalated, pool)
@@ -178,12 +184,12 @@ def _place(load: Load) -> str:
 STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     "find lanes": (
         claiming.LANES,
-        lambda _: {"pool": "spot", "most": claiming.LANES_A_TENANT, "without": []},
+        lambda _: {**SPOT, "most": claiming.LANES_A_TENANT, "without": []},
         500,
     ),
     "claim 50": (
         claiming.TAKE,
-        lambda load: {"lease": LEASE, "pool": "spot", "shares": _shares(load)},
+        lambda load: {"lease": LEASE, "shares": _shares(load), **SPOT},
         1500,
     ),
     "unseen claims": (str(claiming._UNCONFIRMED), lambda _: {"lease": LEASE, "since": None}, 1000),
@@ -221,23 +227,24 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
     ),
     "escalate 100": (
         plan.ESCALATE,
-        lambda load: {"moves": plan.given([Move(load.batch, 100)])},
+        lambda load: {**FLEET, "moves": plan.given([Move(load.batch, 100)])},
         6000,
     ),
     "give back 100": (
         plan.GIVE_BACK,
-        lambda load: {"moves": plan.given([Move(load.dedicated, 100)])},
+        lambda load: {**FLEET, "moves": plan.given([Move(load.dedicated, 100)])},
         6000,
     ),
     "revoke 100": (
         plan.REVOKE,
-        lambda load: {"moves": plan.given([Move(load.claimed, 100)])},
+        lambda load: {**FLEET, "moves": plan.given([Move(load.claimed, 100)])},
         2000,
     ),
     "escalate 100 revoked": (
         plan.ESCALATE_REVOKED,
         lambda load: {
-            "lines": json.dumps([{"batch": str(load.batch), "line": n} for n in range(1, 101)])
+            **FLEET,
+            "lines": json.dumps([{"batch": str(load.batch), "line": n} for n in range(1, 101)]),
         },
         6000,
     ),

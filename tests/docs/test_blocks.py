@@ -43,6 +43,12 @@ KINDS = {
 }
 
 
+FLEETS = "knative/overlays/prod-fleets"
+SELECTOR = re.compile(
+    r"(?P<key>app\.kubernetes\.io/[a-z-]+)(?:=| in \()(?P<values>[a-z0-9, -]+)\)?"
+)
+
+
 def commands(program: str) -> list[tuple[str, ...]]:
     """Return the arguments of every command of this program in shell blocks, each once."""
     split = (
@@ -65,7 +71,7 @@ def markers() -> list[Marker]:
 
 def defined() -> set[tuple[str, str]]:
     """Return kind and name of every object that the manifests define."""
-    folders = ("knative/base", "keda", "knative/examples")
+    folders = ("knative/base", "keda", "knative/examples", FLEETS)
     objects = [one for folder in folders for one in rendered(folder)]
     return {(one["kind"], one["metadata"]["name"]) for one in objects}
 
@@ -113,7 +119,12 @@ def test_kubectl_files_namespaces_and_names_exist(words: tuple[str, ...]) -> Non
     namespace = options.get("-n")
     assert namespace is None or namespace in NAMESPACES
     if namespace not in FOREIGN:
-        assert set(named(words)) <= defined()
+        assert set(named(of_a_fleet(words))) <= defined()
+
+
+def of_a_fleet(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a command with one of the fleets in the example."""
+    return tuple(word.replace("<FLEET>", "llama-70b") for word in words)
 
 
 def builds(folder: str) -> bool:
@@ -139,14 +150,16 @@ def named(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("words", commands("kubectl"), ids=joined)
 def test_kubectl_selectors_match_pods(words: tuple[str, ...]) -> None:
-    options = dict(pairwise(words))
-    key, _, value = options.get("-l", "").partition("=")
-    if not key.startswith("app.kubernetes.io/"):
+    options = dict(pairwise(of_a_fleet(words)))
+    selector = SELECTOR.fullmatch(options.get("-l", ""))
+    if selector is None:
         return
-    objects = [*rendered("knative/base"), *rendered("keda")]
+    key, values = selector["key"], selector["values"].split(", ")
+    objects = [one for folder in ("knative/base", "keda", FLEETS) for one in rendered(folder)]
     pods = [one["spec"]["template"] for one in objects if "template" in one.get("spec", {})]
-    selected = [pod for pod in pods if pod["metadata"].get("labels", {}).get(key) == value]
-    assert selected
+    selected = [pod for pod in pods if pod["metadata"].get("labels", {}).get(key) in values]
+    found = {pod["metadata"]["labels"][key] for pod in selected}
+    assert found == set(values)
     containers = {one["name"] for pod in selected for one in pod["spec"]["containers"]}
     assert "-c" not in options or options["-c"] in containers
 
