@@ -342,7 +342,7 @@ def test_admission_functions_read_bounded_pages(load: Load, function: str) -> No
 def test_tick_query_reads_bounded_pages(load: Load) -> None:
     """The query derives the requests that are queued for spot from the others instead of counting them."""
     _, pages = run(load, "batches of a tick", plan.BATCHES)
-    assert pages <= 1000 + load.lines / 250
+    assert pages <= 1000 + load.lines / 200
 
 
 def test_tenant_loads_read_bounded_pages(load: Load) -> None:

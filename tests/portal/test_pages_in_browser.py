@@ -113,8 +113,8 @@ def _file(folder: Path, *lines: object) -> str:
     return str(path)
 
 
-def _line(name: str, model: str = "m") -> str:
-    body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+def _line(name: str) -> str:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     line = {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
     return json.dumps(line) + "\n"
 
@@ -124,7 +124,7 @@ def test_invalid_file_is_explained_and_valid_one_becomes_batch(
 ) -> None:
     page = (visited := visit(f"{portal.url}/upload")).page
     chooser = page.get_by_label("Input file")
-    chooser.set_input_files(_file(tmp_path, _line("a"), "{no\n", _line("b", HOSTILE)))
+    chooser.set_input_files(_file(tmp_path, _line(HOSTILE), "{no\n", _line(HOSTILE)))
     page.get_by_text("2 problems", exact=True).wait_for()
     assert page.get_by_text("line 2", exact=True).is_visible()
     assert page.get_by_text(HOSTILE).is_visible()
