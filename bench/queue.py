@@ -40,7 +40,7 @@ STEPS = "bench.queue_steps"
 EMPTIED = "batches, requests, queue, claims, results, tallies, workers, outbox"
 RATE_BAR, HELD_BAR, FLEETS_BAR = 40_000, 0.8, 0.95
 SMALL, MIDDLE, LARGE = 50_000, 200_000, 1_000_000
-FLEETS, PAIRS = 50, 3
+FLEETS, PAIRS = 50, 5
 PEER_WORKERS = 4
 
 
