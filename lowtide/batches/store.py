@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from lowtide.batches.admission import AdmissionPolicy
     from lowtide.events.model import Event
+    from lowtide.fleets.placement import BatchPart
 
 
 _GET = text("SELECT * FROM batch_states WHERE id = :id")
@@ -71,12 +72,11 @@ VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_win
   :zero_retention, :fleet)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
-ADD_PARTS = """
+_ADD_PARTS = text("""
 INSERT INTO batch_fleets (batch_id, tenant_id, fleet, model, lines)
 SELECT :batch, :tenant, fleet, model, lines
 FROM json_to_recordset(cast(:parts AS json)) AS p (fleet text, model text, lines integer)
-"""
-_ADD_PARTS = text(ADD_PARTS)
+""")
 # What search finds a batch by, besides its id.
 _ADD_TERMS = text("""
 INSERT INTO batch_terms (batch_id, tenant_id, field, value)
@@ -234,12 +234,19 @@ def insert_batch(
         return False
     if batch.data_key is not None:
         add_key(connection, batch.data_key)
-    if spread := batch.placement.spread:
-        parts = msgspec.json.encode(spread).decode()
-        connection.execute(_ADD_PARTS, {"batch": batch.id, "tenant": batch.tenant, "parts": parts})
+    add_parts(connection, batch.tenant, batch.id, batch.placement.spread)
     terms = msgspec.json.encode(batch.terms).decode()
     connection.execute(_ADD_TERMS, {"id": batch.id, "tenant": batch.tenant, "terms": terms})
     return True
+
+
+def add_parts(
+    connection: Connection, tenant: TenantId, batch: BatchId, spread: Sequence[BatchPart]
+) -> None:
+    """Record the requests by fleet of a batch that several fleets run."""
+    if spread:
+        parts = msgspec.json.encode(spread).decode()
+        connection.execute(_ADD_PARTS, {"batch": batch, "tenant": tenant, "parts": parts})
 
 
 def _require_cancelled(batch: Batch) -> Batch:

@@ -437,19 +437,18 @@ class Workloads:
 
     def last_fleet(self, batch: Batch, capacities: Mapping[str, FleetCapacity]) -> str:
         """Return the fleet whose part of a batch ends last."""
-        unknown = datetime.max.replace(tzinfo=self.at.tzinfo)
-
-        def end(fleet: str) -> datetime:
-            forecast = self._forecast(batch, fleet, capacities)
-            return (forecast and forecast.likely) or unknown
-
-        return max(self.fleets_of(batch), key=end, default=DEFAULT_FLEET)
+        return self._last_part(batch, capacities)[0]
 
     def forecast(self, batch: Batch, capacities: Mapping[str, FleetCapacity]) -> Forecast | None:
         """Return the expected end of a batch: that of its last part; None unless in progress."""
-        return self._forecast(batch, self.last_fleet(batch, capacities), capacities)
+        return self._last_part(batch, capacities)[1]
 
-    def _forecast(
-        self, batch: Batch, fleet: str, capacities: Mapping[str, FleetCapacity]
-    ) -> Forecast | None:
-        return self.of(fleet).forecast(batch, capacities.get(fleet, NO_CAPACITY))
+    def _last_part(
+        self, batch: Batch, capacities: Mapping[str, FleetCapacity]
+    ) -> tuple[str, Forecast | None]:
+        unknown = datetime.max.replace(tzinfo=self.at.tzinfo)
+        parts = [
+            (fleet, self.of(fleet).forecast(batch, capacities.get(fleet, NO_CAPACITY)))
+            for fleet in self.fleets_of(batch) or (DEFAULT_FLEET,)
+        ]
+        return max(parts, key=lambda part: (part[1] and part[1].likely) or unknown)

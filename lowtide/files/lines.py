@@ -159,6 +159,11 @@ class LineReader:
         return tuple(zip(self._checks.models, self._counts, strict=False))
 
     @property
+    def model_counts(self) -> ModelCounts:
+        """The models of the file, be it one or several, each with its number of requests."""
+        return self.models or ((self.model, self.requests),)
+
+    @property
     def suspects(self) -> frozenset[int]:
         """Fingerprints of custom_ids that may repeat; empty for all but the largest files."""
         return self._checks.custom_ids.suspects()

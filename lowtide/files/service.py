@@ -209,8 +209,7 @@ class Upload:
     def _warning(self) -> str | None:
         """Return why no batch of this valid file would run now, if so."""
         reader = self._validation.reader
-        models = reader.models or ((reader.model, reader.requests),)
-        return self._limits.warn(models, reader.endpoint or "")
+        return self._limits.warn(reader.model_counts, reader.endpoint or "")
 
 
 class Files:

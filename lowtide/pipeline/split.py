@@ -210,8 +210,7 @@ class Splitter:
             raise _Rejected([_INPUT_DAMAGED]) from error
         if reader.problems:
             raise _Rejected(reader.problems)
-        models = reader.models or ((reader.model, reader.requests),)
-        index = Index(models, validation.segments)
+        index = Index(reader.model_counts, validation.segments)
         self._splits.record_index(job, index)
         return index
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from sqlalchemy import text
 
-from lowtide.batches.store import ADD_PARTS
+from lowtide.batches.store import add_parts
 from lowtide.core.ids import FileId, TenantId
 from lowtide.database.connections import begin
 from lowtide.events.model import EventType, segment_event
@@ -136,7 +136,6 @@ UPDATE batches SET status = 'in_progress', in_progress_at = now(), nudged_at = n
 WHERE id = :batch AND status = 'validating'
 """)
 _FORGET_PARTS = text("DELETE FROM batch_fleets WHERE batch_id = :batch")
-_ADD_PARTS = text(ADD_PARTS)
 # The copy takes seconds, hence not now(), which is when it began.
 _ADD_SEGMENTS = text("""
 INSERT INTO segments (batch_id, number, tenant_id, first_line, lines, index_start, index_end, split_at)
@@ -275,10 +274,8 @@ class SplitTransaction:
     def _spread(self, placement: Placement) -> None:
         """Record the requests by fleet; the fleets may have changed since the batch was created."""
         self._connection.execute(_FORGET_PARTS, {"batch": self.job.batch})
+        add_parts(self._connection, self.job.tenant, self.job.batch, placement.spread)
         if placement.spread:
-            parts = msgspec.json.encode(placement.spread).decode()
-            parameters = {"batch": self.job.batch, "tenant": self.job.tenant, "parts": parts}
-            self._connection.execute(_ADD_PARTS, parameters)
             self._count(placement)
 
     def _count(self, placement: Placement) -> None:

@@ -199,19 +199,18 @@ class Scheduler:
             if pool is Pool.DEDICATED:
                 dedicated.setdefault(fleet, {})[model] = rate
 
+        def measured(state: SchedulerState) -> SchedulerState:
+            return replace(state, rates=dedicated.get(state.fleet, {}))
+
         def plan(state: SchedulerState) -> Plan:
-            measured = replace(state, rates=dedicated.get(state.fleet, {}))
-            return decide(measured, self._fleet(state.fleet).capacity)
+            return decide(measured(state), self._fleet(state.fleet).capacity)
 
         def move(
             states: Mapping[str, SchedulerState], plans: Mapping[str, Plan]
         ) -> Sequence[FleetMove]:
-            measured = {
-                name: replace(state, rates=dedicated.get(name, {}))
-                for name, state in states.items()
-            }
+            known = {name: measured(state) for name, state in states.items()}
             capacities = {name: self._fleet(name).capacity for name in states}
-            return fall_back(measured, plans, capacities, self._rules.fallbacks)
+            return fall_back(known, plans, capacities, self._rules.fallbacks)
 
         return self._plans.replan(plan, move)
 
