@@ -8,7 +8,7 @@ import io
 import math
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
@@ -39,6 +39,10 @@ _TEMPORARY: Final = (408, 429)
 _FORGOTTEN_SECONDS: Final = 86_400
 
 
+class _ChangedError(Exception):
+    """The file ended before a part that it had at the start."""
+
+
 class Sent(msgspec.Struct):
     """What is known of an upload: its parts by their number, which start at 0."""
 
@@ -65,7 +69,10 @@ class Memory:
 
     def is_same_file(self) -> bool:
         """Return whether the file is as it was at the start."""
-        found = self._file.stat()
+        try:
+            found = self._file.stat()
+        except FileNotFoundError:
+            return False
         return self._identity == (found.st_size, found.st_mtime_ns)
 
     def load(self) -> Sent | None:
@@ -164,13 +171,20 @@ class LargeUpload:
                 elif error.status_code in _ENDED:
                     self._memory.forget()
                 raise
+            except (_ChangedError, FileNotFoundError):
+                self._fail_as_changed()
         return self._complete(sent)
 
+    def _fail_as_changed(self) -> NoReturn:
+        self._memory.forget()
+        fail(f"{self._file} was changed during its upload: run the command again.")
+
     def _complete(self, sent: Sent) -> str:
+        if not self._memory.is_same_file():
+            self._fail_as_changed()
         digest = _md5(self._file)
         if not self._memory.is_same_file():
-            self._memory.forget()
-            fail(f"{self._file} was changed during its upload: run the command again.")
+            self._fail_as_changed()
         part_ids = [sent.parts[number] for number in sorted(sent.parts)]
         try:
             upload = self._client.uploads.complete(sent.upload_id, part_ids=part_ids, md5=digest)
@@ -261,6 +275,9 @@ class _Slice(io.RawIOBase):
         view = memoryview(buffer)[: self._length - self._at]
         self._file.seek(self._start + self._at)
         count = self._file.readinto(view)
+        if view and not count:
+            # A body that is shorter than announced would fail somewhere inside the client.
+            raise _ChangedError
         self._at += count
         self._progress.add(count)
         return count

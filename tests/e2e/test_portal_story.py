@@ -94,8 +94,8 @@ def test_operator_runs_inspects_and_requeues_a_batch(story_stack: LocalStack, vi
     final = story_stack.batch(batch)
     assert final["request_counts"]["total"] == REQUESTS
     assert final["request_counts"]["failed"] > 0
-    output = _compare_files(page, batch, lines)
-    _filter_and_inspect(page, lines, output)
+    output, errors = _compare_files(page, batch, lines)
+    _filter_and_inspect(page, lines, output, errors)
     again = _requeue(page, batch, final["request_counts"]["failed"])
     _cancel(page, story_stack)
     _check_lists(page, batch)
@@ -174,8 +174,8 @@ def _make_errors_hostile(stack: LocalStack, batch: str) -> None:
         )
 
 
-def _compare_files(page: Page, batch: str, lines: list[str]) -> list[str]:
-    """Download all files on the page, compare them with the input and return the output's lines."""
+def _compare_files(page: Page, batch: str, lines: list[str]) -> list[list[str]]:
+    """Download all files on the page, compare them with the input and return the results' lines."""
     contents = []
     for role in ("Input", "Output", "Error"):
         with page.expect_download() as download:
@@ -186,15 +186,19 @@ def _compare_files(page: Page, batch: str, lines: list[str]) -> list[str]:
     assert source == "".join(lines).encode()
     custom_ids = [json.loads(line)["custom_id"] for each in results for line in each.splitlines()]
     assert sorted(custom_ids) == sorted(json.loads(line)["custom_id"] for line in lines)
-    return results[0].decode().splitlines()
+    return [each.decode().splitlines() for each in results]
 
 
-def _filter_and_inspect(page: Page, lines: list[str], output: list[str]) -> None:
+def _line_number(result: str) -> int:
+    return int(json.loads(result)["custom_id"].partition(" ")[0])
+
+
+def _filter_and_inspect(page: Page, lines: list[str], output: list[str], errors: list[str]) -> None:
     page.locator("a.tab").filter(has_text="Completed").click()
     page.wait_for_url("**?status=Completed*")
     # An answer that is long enough to repeat the whole hostile prompt.
     answered = next(each for each in output if each.count("ran='script'") > 1)
-    line = int(json.loads(answered)["custom_id"].partition(" ")[0])
+    line = _line_number(answered)
     page.get_by_role("textbox", name="custom_id starts with").fill(f"{line} ")
     page.get_by_role("button", name=f"View request on line {line}", exact=True).click()
     drawer = page.get_by_role("dialog", name="Request")
@@ -209,7 +213,9 @@ def _filter_and_inspect(page: Page, lines: list[str], output: list[str]) -> None
     page.wait_for_url(lambda url: "custom_id" not in url)
     page.locator("a.tab").filter(has_text="Failed").click()
     page.wait_for_url("**?status=Failed*")
-    page.get_by_role("button", name=re.compile("^View request on line ")).first.click()
+    # The rows of the completed requests stay until those of the failed ones arrive.
+    line = min(_line_number(error) for error in errors)
+    page.get_by_role("button", name=f"View request on line {line}", exact=True).click()
     drawer.get_by_text(HOSTILE).first.wait_for()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -253,6 +254,22 @@ def test_file_that_changes_during_its_upload_is_refused(command: Command, world:
         return 200
 
     command.front.before_part = change
+    _, err = command.run(fails=True)
+    assert "was changed during its upload" in err
+    assert [row[0] for row in counts(world)] == ["pending"]
+    assert command.remembered() == []
+
+
+@pytest.mark.parametrize("change", [partial(os.truncate, length=1), os.unlink])
+def test_file_that_loses_bytes_during_its_upload_is_refused(
+    command: Command, world: World, change: Callable[[Path], None]
+) -> None:
+    def lose(number: int) -> int:
+        if number == PARALLEL:
+            change(command.file)
+        return 200
+
+    command.front.before_part = lose
     _, err = command.run(fails=True)
     assert "was changed during its upload" in err
     assert [row[0] for row in counts(world)] == ["pending"]
