@@ -77,6 +77,16 @@ FaultPlan = Annotated[str, AfterValidator(_fault_plan)]
 TraceAddress = Annotated[str, AfterValidator(_trace_address)]
 
 
+def _revision_name(value: str) -> str:
+    """Validate the name of a model's revision, which every answer carries; raises ValueError."""
+    if len(value) > 200 or not value.isprintable():
+        raise ValueError("must be at most 200 printable characters")
+    return value
+
+
+RevisionName = Annotated[str, AfterValidator(_revision_name)]
+
+
 def _network(value: str) -> str:
     """Validate an address or a network; raises ValueError."""
     try:
@@ -387,9 +397,8 @@ class Settings(BaseSettings):
         "[simulated-engine.md](simulated-engine.md).",
     )
 
-    model_revision: str = Field(
+    model_revision: RevisionName = Field(
         default="",
-        max_length=200,
         description="Revision of the model that a worker's engine serves: `x_lowtide.model_revision` of "
         "each answer. Unset: absent. See [deploy.md](deploy.md#roll-a-new-revision-of-a-model).",
     )

@@ -13,6 +13,7 @@ import yaml
 
 from lowtide.local.rendering import render
 from manifests.overlays import rendered
+from tests.monitoring.programs import needs, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +86,7 @@ def _key_references(value: object) -> Iterator[dict[str, str]]:
 
 
 def test_canary_patch_splits_traffic_of_one_function(tmp_path: Path) -> None:
-    _, canary, patches = blocks("yaml")  # the first one rolls a model
+    *_, canary, patches = blocks("yaml")
     for folder in ("knative", "keda"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     overlay = tmp_path / "knative/overlays/canary"
@@ -101,3 +102,34 @@ def test_canary_patch_splits_traffic_of_one_function(tmp_path: Path) -> None:
     assert set(traffic) == {"read"}
     assert sum(part["percent"] for part in traffic["read"]) == 100
     assert [part["tag"] for part in traffic["read"]] == ["stable", "candidate"]
+
+
+@needs("kubectl")
+def test_revision_patch_changes_engine_and_name_together(tmp_path: Path) -> None:
+    revision, patches, *_ = blocks("yaml")
+    for folder in ("knative", "keda"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    overlay = tmp_path / "knative/overlays/prod-gpu"
+    before = _workers(run("kubectl", "kustomize", overlay))
+    (overlay / "revision.yaml").write_text(revision)
+    with (overlay / "kustomization.yaml").open("a") as kustomization:
+        kustomization.write(patches)
+    after = _workers(run("kubectl", "kustomize", overlay))
+    assert after.keys() == before.keys() == {"infer-spot", "infer-dedicated"}
+    for name, (arguments, environment) in after.items():
+        old_arguments, old_environment = before[name]
+        assert set(arguments) - set(old_arguments) == {"--revision=a09a354"}
+        assert set(old_arguments) <= set(arguments)
+        assert environment == old_environment | {"LOWTIDE_MODEL_REVISION": "qwen2.5-7b@a09a354"}
+
+
+def _workers(manifests: str) -> dict[str, tuple[list[str], dict[str, str | None]]]:
+    """Return the arguments of each worker's engine, and the worker's environment."""
+    workers = {}
+    for document in yaml.safe_load_all(manifests):
+        if document["kind"] == "Deployment" and document["metadata"]["name"].startswith("infer-"):
+            spec = document["spec"]["template"]["spec"]
+            (engine,), (worker,) = spec["initContainers"], spec["containers"]
+            environment = {each["name"]: each.get("value") for each in worker["env"]}
+            workers[document["metadata"]["name"]] = engine["args"], environment
+    return workers

@@ -81,6 +81,8 @@ def test_every_unknown_variable_is_named() -> None:
         ("ADMISSION", "maybe"),
         ("TENANT_ACTIVE_BATCHES", "0"),
         ("SPOT_PRICE", "-1"),
+        ("MODEL_REVISION", "a" * 201),
+        ("MODEL_REVISION", "v1\n"),
     ],
 )
 def test_bad_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lowtide.engines.load import read_load
 from lowtide.engines.telemetry import EngineTelemetry, Times, engine_of, read_telemetry, samples
@@ -165,3 +167,23 @@ def test_load_and_telemetry_agree() -> None:
         load = read_load(metrics)
         assert load is not None
         assert (load.running, load.waiting) == (telemetry.running, telemetry.waiting)
+
+
+# The library notes when each metric was created.
+TEXTS = (vllm(), sglang(), LLAMA_CPP)
+
+
+@given(st.data())
+def test_damaged_metrics_never_raise(data: st.DataObject) -> None:
+    metrics = bytearray(data.draw(st.sampled_from(TEXTS)))
+    for _ in range(data.draw(st.integers(1, 5))):
+        start = data.draw(st.integers(0, len(metrics)))
+        piece = data.draw(
+            st.binary(max_size=8) | st.sampled_from([b"NaN", b"\n", b'"', b"e", b"-"])
+        )
+        metrics[start : start + data.draw(st.integers(0, 8))] = piece
+    telemetry = read_telemetry(bytes(metrics)) or EngineTelemetry()
+    assert telemetry.kv_cache is None or 0 <= telemetry.kv_cache <= 1
+    for number in (telemetry.running, telemetry.waiting, telemetry.prefix_hits):
+        assert number is None or 0 <= number <= 2**53
+    read_load(bytes(metrics))

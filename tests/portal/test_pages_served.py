@@ -16,7 +16,7 @@ from lowtide.scheduler.pauses import PauseStore
 from tests.conftest import API_KEY
 from tests.portal.conftest import PORTAL_PASSWORD, VIEWER_PASSWORD
 from tests.portal.letters import batch_with_dead_letters
-from tests.portal.seeds import SeedBatch, add_batch, add_queued, empty
+from tests.portal.seeds import SeedBatch, add_batch, add_queued, add_worker, empty
 from tests.worlds import World, eventually
 
 if TYPE_CHECKING:
@@ -51,6 +51,25 @@ def test_every_page_has_navigation_and_security_headers(portal: Portal, path: st
     assert "frame-ancestors 'none'" in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert not re.findall(r'(?:src|href)="?https?://(?!127\.0\.0\.1)', answer.text)
+
+
+def test_queues_show_tokens_and_engines_by_pool(portal: Portal, shared: Database) -> None:
+    worker = shared.engine("worker")
+    for pool, values in (("spot", "120.3, 3.21, 64, 3, 0.25"), ("dedicated", "5, 0, 1, 0, 'NaN'")):
+        lease = add_worker(worker, pool)
+        with worker.begin() as connection:
+            connection.execute(
+                text(f"""UPDATE workers SET (input_token_rate, output_token_rate, engine_running,
+  engine_waiting, engine_kv_cache) = ({values}) WHERE id = :lease"""),  # noqa: S608
+                {"lease": lease},
+            )
+    spot = (
+        "120 input and 3.2 output tokens/s · in engines: 64 running, 3 waiting, KV cache 25% full"
+    )
+    with portal.client() as client:
+        eventually(lambda: spot in client.get("/queues").text)
+        page = client.get("/queues").text
+    assert '5 input and 0 output tokens/s · in engines: 1 running, 0 waiting"' in page
 
 
 def test_queues_and_health_show_database_state(portal: Portal, shared: Database) -> None:
