@@ -29,7 +29,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.spot_replay import Window, all_dedicated, greedy, omniscient, replay
+from bench.spot_bounds import Window, all_dedicated, omniscient
+from bench.spot_replay import greedy, replay
 from lowtide.planning.demand import Capacity
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.shared_engine import HARDWARE, SharedEngine, follow, percentile
-from bench.spot_replay import Crew
+from bench.spot_crew import Crew
 from lowtide.core.ids import BatchId
 from lowtide.engines.spare import SpareConcurrency
 from lowtide.planning.demand import Capacity

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 
-from bench.spot_replay import all_dedicated, replay
+from bench.spot_bounds import all_dedicated
+from bench.spot_replay import replay
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bench.spot_replay import Window
+    from bench.spot_bounds import Window
     from lowtide.planning.demand import Capacity
 
 mpl.use("agg")

@@ -1,44 +1,33 @@
-"""One batch over a recorded spot market, with a virtual clock and the scheduler's own code.
+"""A fleet on a recorded spot market, with a virtual clock and the scheduler's own code.
 
-A replica runs one request after the other; the request of an interrupted spot replica starts over.
 Every replica is paid from its start, cold start included, until it is stopped; the newest replicas
-stop first. No decision falls between two events (a change of the market, a tick of the scheduler),
-so each pool is advanced in one step.
+stop first. No decision falls between two events (a change of the market or of the rate, a deadline, a
+tick of the scheduler), so each pool is advanced in one step. Running requests count for the earliest
+deadlines of their pool.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
+from bench.spot_crew import Crew
 from lowtide.core.ids import BatchId
 from lowtide.planning.demand import desired_replicas
 from lowtide.planning.escalation import Move, OpenBatch, Plan, plan_tick
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from bench.spot_bounds import Window
     from lowtide.planning.demand import Capacity
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-BATCH = BatchId(uuid.UUID(int=1))
 SPOT_ROWS_PER_REPLICA = 5
 _ROUNDING = 1e-9
-_MICROSECOND = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The available spot replicas every `gap` seconds, and a batch of `lines` within `seconds`."""
-
-    market: Sequence[int]
-    gap: float
-    seconds: float
-    lines: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +45,15 @@ class Moment:
 class Outcome:
     """The seconds until the last request ended (None: not within the window), and the usage.
 
-    `spot` and `dedicated` are paid replica-seconds.
+    `spot` and `dedicated` are paid replica-seconds. `late` requests had no result at the deadline of
+    their batch, by its number.
     """
 
     ended: float | None = None
     spot: float = 0.0
     dedicated: float = 0.0
     history: list[Moment] = field(default_factory=list)
+    late: dict[int, int] = field(default_factory=dict)
 
     def cost(self, price_ratio: float) -> float:
         """Return the cost in spot replica-seconds."""
@@ -98,195 +89,184 @@ def greedy(batch: OpenBatch, now: datetime, capacity: Capacity, starts: Sequence
     )
 
 
-class Crew:
-    """The replicas and the open requests of a pool."""
+@dataclass(slots=True)
+class Part:
+    """The open requests of a batch in a fleet, by pool; `due` in seconds."""
 
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self.lines = 0
-        self.paid = 0.0
-        self._ready: list[float] = []
-        self._done: list[float] = []
+    number: int
+    due: float
+    spot: int
+    dedicated: int = 0
 
-    def __len__(self) -> int:
-        return len(self._ready)
+    @property
+    def open(self) -> int:
+        """The number of requests without a result."""
+        return self.spot + self.dedicated
 
-    def starts(self, now: float) -> list[float]:
-        """Return the seconds until each replica is ready."""
-        return [max(0.0, ready - now) for ready in self._ready]
 
-    def in_hand(self, now: float) -> int:
-        """Return the number of running requests."""
-        return min(sum(ready <= now for ready in self._ready), self.lines)
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Values that change every `gap` seconds; the last one stays."""
 
-    def resize(self, replicas: int, ready: float) -> None:
-        """Start replicas, or stop the newest ones."""
-        del self._ready[replicas:], self._done[replicas:]
-        missing = replicas - len(self._ready)
-        self._ready += [ready] * missing
-        self._done += [0.0] * missing
+    values: Sequence[float]
+    gap: float = math.inf
 
-    def give_up(self, lines: int) -> None:
-        """Drop running requests, those with the least progress first."""
-        self.lines -= lines
-        for position in sorted(range(len(self._done)), key=self._done.__getitem__)[:lines]:
-            self._done[position] = 0.0
+    def at(self, now: float) -> float:
+        """Return the value at `now`."""
+        return self.values[min(self._position(now), len(self.values) - 1)]
 
-    def run(self, start: float, end: float) -> float:
-        """Work from `start` to `end`; return the end of the last request, `end` if not yet."""
-        self.paid += len(self._ready) * (end - start)
-        finished = 0
-        progress = []
-        for ready, done in zip(self._ready, self._done, strict=True):
-            total = done + max(0.0, end - max(start, ready)) * self.rate + _ROUNDING
-            whole = int(total)
-            finished += whole
-            progress.append(max(0.0, total - whole - _ROUNDING))
-        if finished + len(progress) <= self.lines:
-            self.lines -= finished
-            self._done = progress
-            return end
-        return self._run_dry(start, end)
+    def end(self, now: float) -> float:
+        """Return the time of the next change."""
+        return (self._position(now) + 1) * self.gap if self.gap < math.inf else math.inf
 
-    def _run_dry(self, start: float, end: float) -> float:
-        """Do the same request by request, as there may be fewer requests than replicas."""
-        waiting = self.lines
-        line = 1 / self.rate
-        events: list[tuple[float, int]] = []
-        last = start
-        by_age = sorted(range(len(self._ready)), key=lambda each: (-self._done[each], each))
-        for position in by_age:
-            begins = max(start, self._ready[position])
-            if waiting > 0 and begins < end:
-                waiting -= 1
-                events.append((begins + (1 - self._done[position]) * line, position))
-        heapq.heapify(events)
-        while events and events[0][0] <= end + _MICROSECOND:
-            last, position = heapq.heappop(events)
-            self.lines -= 1
-            if waiting > 0:
-                waiting -= 1
-                heapq.heappush(events, (last + line, position))
-        self._done = [0.0] * len(self._ready)
-        for at, position in events:
-            self._done[position] = min(max(0.0, 1 - (at - end) * self.rate), 1.0)
-        return last if self.lines == 0 else end
+    def _position(self, now: float) -> int:
+        return int((now + _ROUNDING) / self.gap)
+
+
+STEADY = Steps([1.0])
+
+
+class FleetRun:
+    """The pools and the requests of a fleet; `speed` is a factor of the rate of its replicas."""
+
+    def __init__(
+        self, capacity: Capacity, market: Steps, parts: Iterable[Part], speed: Steps = STEADY
+    ) -> None:
+        self.capacity = capacity
+        self.market = market
+        self.speed = speed
+        self.parts = sorted(parts, key=lambda part: part.due)
+        self.spot, self.dedicated = Crew(capacity.rate), Crew(capacity.rate)
+        self.spot.lines = sum(part.spot for part in self.parts)
+        self.wanted = 0
+        self.outcome = Outcome()
+        self.done = 0.0
+
+    @property
+    def lines(self) -> int:
+        """The number of requests without a result."""
+        return self.spot.lines + self.dedicated.lines
+
+    def batches(self, now: float) -> list[OpenBatch]:
+        """Return the open batches as a tick sees them, after the market has changed."""
+        self.spot.resize(min(len(self.spot), int(self.market.at(now))), now)
+        spot, dedicated = self.spot.in_hand(now), self.dedicated.in_hand(now)
+        batches = []
+        for part in self.parts:
+            running_spot, running_dedicated = min(spot, part.spot), min(dedicated, part.dedicated)
+            spot, dedicated = spot - running_spot, dedicated - running_dedicated
+            batch = OpenBatch(
+                batch_id(part.number),
+                START + timedelta(seconds=part.due),
+                spot=part.spot - running_spot,
+                running_spot=running_spot,
+                dedicated=part.dedicated - running_dedicated,
+                running_dedicated=running_dedicated,
+            )
+            batches.append(batch)
+        return batches
+
+    def apply(self, plan: Plan) -> None:
+        """Move requests between the pools; revoked ones lose their progress."""
+        for move in plan.escalations:
+            self._escalate(move, move.lines)
+        for move in plan.returns:
+            self._escalate(move, -move.lines)
+        self.spot.give_up(sum(move.lines for move in plan.revocations))
+        for move in plan.revocations:
+            part = self.part(move.batch)
+            part.spot -= move.lines
+            part.dedicated += move.lines
+            self.dedicated.lines += move.lines
+        self.wanted = plan.replicas
+
+    def _escalate(self, move: Move, lines: int) -> None:
+        part = self.part(move.batch)
+        part.spot -= lines
+        part.dedicated += lines
+        self.spot.lines -= lines
+        self.dedicated.lines += lines
+
+    def part(self, batch: BatchId) -> Part:
+        """Return the part of a batch."""
+        return next(part for part in self.parts if part.number == batch.int)
+
+    def run(self, now: float, tick: float, *, record: bool = False) -> None:
+        """Run from `now` to the next tick, or until all requests have ended."""
+        while now < tick and self.lines > 0:
+            market = int(self.market.at(now))
+            ready = now + self.capacity.cold_start
+            wanted = desired_replicas(self.spot.lines, SPOT_ROWS_PER_REPLICA, max_replicas=market)
+            if len(self.spot) > market:
+                self.spot.resize(market, now)
+            self.spot.resize(wanted, ready)
+            self.dedicated.resize(self.wanted, ready)
+            self.spot.rate = self.dedicated.rate = self.capacity.rate * self.speed.at(now)
+            if record:
+                counts = len(self.spot), len(self.dedicated)
+                self.outcome.history.append(Moment(now, market, *counts, self.lines))
+            due = min(part.due for part in self.parts)
+            until = min(self.market.end(now), self.speed.end(now), due, tick)
+            ended = self._advance(now, until)
+            now = until
+            self._expire(now)
+            if self.lines == 0:
+                self.outcome.ended = None if self.outcome.late else ended
+        self.outcome.spot, self.outcome.dedicated = self.spot.paid, self.dedicated.paid
+
+    def _advance(self, now: float, until: float) -> float:
+        """Advance both pools; return the end of the last request. Replicas are not paid after it."""
+        ends = [now]
+        worked = self.dedicated.worked
+        for crew in (self.spot, self.dedicated):
+            if lines := crew.lines:
+                ends.append(crew.run(now, until))
+                self._end(crew, lines - crew.lines)
+            else:
+                crew.paid += len(crew) * (until - now)
+        self.done += (self.dedicated.worked - worked) * self.dedicated.rate
+        ended = max(ends)
+        if self.lines == 0:
+            for crew in (self.spot, self.dedicated):
+                crew.paid -= len(crew) * (until - ended)
+        return ended
+
+    def _end(self, crew: Crew, lines: int) -> None:
+        """Take ended requests off the earliest deadlines of a pool."""
+        for part in self.parts:
+            count = min(lines, part.spot if crew is self.spot else part.dedicated)
+            lines -= count
+            if crew is self.spot:
+                part.spot -= count
+            else:
+                part.dedicated -= count
+
+    def _expire(self, now: float) -> None:
+        for part in self.parts:
+            if part.due <= now + _ROUNDING and part.open:
+                self.outcome.late[part.number] = part.open
+                self.spot.lines -= part.spot
+                self.dedicated.lines -= part.dedicated
+                part.spot = part.dedicated = 0
+        self.parts = [part for part in self.parts if part.open]
+
+
+def batch_id(number: int) -> BatchId:
+    """Return the id of a batch."""
+    return BatchId(uuid.UUID(int=number))
 
 
 def replay(
     window: Window, capacity: Capacity, policy: Policy = laziest_safe, *, record: bool = False
 ) -> Outcome:
     """Run a window until its batch ends or reaches its deadline."""
-    spot, dedicated, outcome = Crew(capacity.rate), Crew(capacity.rate), Outcome()
-    spot.lines = window.lines
-    now, next_tick, wanted = 0.0, 0.0, 0
-    while now < window.seconds and spot.lines + dedicated.lines > 0:
-        position = int((now + _ROUNDING) / window.gap)
-        market = window.market[min(position, len(window.market) - 1)]
-        if len(spot) > market:
-            spot.resize(market, now)
-        if now >= next_tick - _ROUNDING:
-            plan = policy(
-                _seen(spot, dedicated, window, now),
-                START + timedelta(seconds=now),
-                capacity,
-                dedicated.starts(now),
-            )
-            _apply(plan, spot, dedicated)
-            wanted, next_tick = plan.replicas, now + capacity.tick
-        spot.resize(
-            desired_replicas(spot.lines, SPOT_ROWS_PER_REPLICA, max_replicas=market),
-            now + capacity.cold_start,
-        )
-        dedicated.resize(wanted, now + capacity.cold_start)
-        if record:
-            outcome.history.append(
-                Moment(now, market, len(spot), len(dedicated), spot.lines + dedicated.lines)
-            )
-        until = min((position + 1) * window.gap, next_tick, window.seconds)
-        ended = _advance(spot, dedicated, now, until)
-        if spot.lines + dedicated.lines == 0:
-            outcome.ended = ended
-        now = until
-    outcome.spot, outcome.dedicated = spot.paid, dedicated.paid
-    return outcome
-
-
-def _advance(spot: Crew, dedicated: Crew, now: float, until: float) -> float:
-    """Advance both pools; return the end of the last request. Replicas are not paid after it."""
-    held = spot.lines, dedicated.lines
-    ends = [
-        crew.run(now, until) if lines else now
-        for crew, lines in zip((spot, dedicated), held, strict=True)
-    ]
-    for crew, lines in zip((spot, dedicated), held, strict=True):
-        if not lines:
-            crew.paid += len(crew) * (until - now)
-    ended = max(ends)
-    if spot.lines + dedicated.lines == 0:
-        for crew in (spot, dedicated):
-            crew.paid -= len(crew) * (until - ended)
-    return ended
-
-
-def _seen(spot: Crew, dedicated: Crew, window: Window, now: float) -> OpenBatch:
-    running_spot, running_dedicated = spot.in_hand(now), dedicated.in_hand(now)
-    return OpenBatch(
-        BATCH,
-        START + timedelta(seconds=window.seconds),
-        spot=spot.lines - running_spot,
-        running_spot=running_spot,
-        dedicated=dedicated.lines - running_dedicated,
-        running_dedicated=running_dedicated,
-    )
-
-
-def _apply(plan: Plan, spot: Crew, dedicated: Crew) -> None:
-    moved = sum(move.lines for move in plan.escalations) - sum(move.lines for move in plan.returns)
-    taken = sum(move.lines for move in plan.revocations)
-    spot.lines -= moved
-    spot.give_up(taken)
-    dedicated.lines += moved + taken
-
-
-def all_dedicated(window: Window, capacity: Capacity) -> float:
-    """Return the seconds that all dedicated replicas, started at once, need for the batch."""
-    if capacity.replicas == 0:
-        return math.inf
-    return capacity.cold_start + math.ceil(window.lines / capacity.replicas) / capacity.rate
-
-
-def omniscient(window: Window, capacity: Capacity, price_ratio: float) -> float:
-    """Return a lower bound of the cost of any schedule, even one that knows the market.
-
-    A spot replica available for a session runs requests for its length less the cold start;
-    treating the market as a stack gives the longest sessions. Work fills the cheapest sessions
-    first, in fractions, and the rest runs on dedicated replicas that live for the whole window.
-    """
-    start = capacity.cold_start
-    offers = [(price_ratio * window.seconds / max(window.seconds - start, 1e-9), math.inf)]
-    offers += [
-        (length / (length - start), (length - start) * capacity.rate)
-        for length in _sessions(window)
-        if length > start
-    ]
-    cost, left = 0.0, float(window.lines)
-    for price, lines in sorted(offers):
-        run = min(left, lines)
-        cost += price * run / capacity.rate
-        left -= run
-        if left <= 0:
-            break
-    return cost
-
-
-def _sessions(window: Window) -> list[float]:
-    """Return the lengths of the market's sessions in seconds, with the market as a stack."""
-    begun: list[float] = []
-    lengths = []
-    for position, places in enumerate([*window.market, 0]):
-        at = min(position * window.gap, window.seconds)
-        while len(begun) > places:
-            lengths.append(at - begun.pop())
-        begun += [at] * (places - len(begun))
-    return lengths
+    market = Steps(window.market, window.gap)
+    fleet = FleetRun(capacity, market, [Part(1, window.seconds, window.lines)])
+    now = 0.0
+    while now < window.seconds and fleet.lines > 0:
+        batch = fleet.batches(now)[0]
+        at = START + timedelta(seconds=now)
+        fleet.apply(policy(batch, at, capacity, fleet.dedicated.starts(now)))
+        fleet.run(now, now + capacity.tick, record=record)
+        now += capacity.tick
+    return fleet.outcome

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bench.spot_replay import Crew, Window, all_dedicated, greedy, omniscient, replay
+from bench.spot_bounds import Window, all_dedicated, omniscient
+from bench.spot_crew import Crew
+from bench.spot_replay import greedy, replay
 from lowtide.planning.demand import Capacity
 
 if TYPE_CHECKING:
