@@ -31,10 +31,13 @@ from typing import TYPE_CHECKING, Any
 
 from bench.spot_bounds import Window, all_dedicated, omniscient
 from bench.spot_replay import greedy, replay
+from bench.spot_traces import read_traces
 from lowtide.planning.demand import Capacity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from bench.spot_traces import Trace
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACES = ROOT.parent / "shared" / "data" / "spot-traces"
@@ -44,28 +47,6 @@ HEAD = (
     "|   D | load | all D | greedy | ours | omniscient | ours/omniscient | ours/free starts "
     "| windows | misses | infeasible |\n" + "|---" * 11 + "|"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """A recorded market: the available replicas, every `gap` seconds."""
-
-    name: str
-    gap: float
-    places: Sequence[int]
-
-    def scaled_to(self, replicas: int) -> Trace:
-        """Return the market, scaled up if its maximum is below `replicas`."""
-        most = max(self.places)
-        if most == 0 or most >= replicas:
-            return self
-        places = [round(each * replicas / most) for each in self.places]
-        return Trace(self.name, self.gap, places)
-
-    def cut(self, start: int, length: int) -> list[int]:
-        """Return `length` points; the market repeats after its end."""
-        repeats = -(-(start + length) // len(self.places))
-        return (list(self.places) * repeats)[start : start + length]
 
 
 @dataclass(slots=True)
@@ -98,24 +79,6 @@ class Row:
             "greedy_vs_dedicated": _mean(self.greedy),
             "omniscient_vs_dedicated": _mean(self.omniscient),
         }
-
-
-def read_traces(folder: Path) -> list[Trace]:
-    """Return every trace in or below a directory; exits with an error if one is invalid."""
-    traces = []
-    for path in sorted(folder.rglob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            gap = float(content["metadata"]["gap_seconds"])
-            places = [max(0, int(each)) for each in content["data"]]
-        except (ValueError, KeyError, TypeError) as error:
-            sys.exit(f"{path}: not a spot trace: {error!r}")
-        if gap <= 0 or not places:
-            sys.exit(f"{path}: not a spot trace: no points, or no time between them.")
-        traces.append(Trace(str(path.relative_to(folder)), gap, places))
-    if not traces:
-        sys.exit(f"No *.json under {folder}.")
-    return traces
 
 
 def windows(trace: Trace, arguments: argparse.Namespace, load: float) -> Iterator[Window]:

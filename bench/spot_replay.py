@@ -191,6 +191,24 @@ class FleetRun:
         """Return the part of a batch."""
         return next(part for part in self.parts if part.number == batch.int)
 
+    def withdraw(self, batch: OpenBatch, lines: int) -> None:
+        """Take waiting requests of a batch, as it is now, out of the fleet, those of spot first."""
+        part = self.part(batch.id)
+        of_spot = min(lines, batch.spot)
+        part.spot -= of_spot
+        part.dedicated -= lines - of_spot
+        self.spot.lines -= of_spot
+        self.dedicated.lines -= lines - of_spot
+
+    def join(self, number: int, due: float, lines: int) -> None:
+        """Add requests of a batch that wait for dedicated."""
+        part = next((each for each in self.parts if each.number == number), None)
+        if part is None:
+            part = Part(number, due, 0)
+            self.parts = sorted([*self.parts, part], key=lambda each: each.due)
+        part.dedicated += lines
+        self.dedicated.lines += lines
+
     def run(self, now: float, tick: float, *, record: bool = False) -> None:
         """Run from `now` to the next tick, or until all requests have ended."""
         while now < tick and self.lines > 0:
@@ -212,6 +230,9 @@ class FleetRun:
             self._expire(now)
             if self.lines == 0:
                 self.outcome.ended = None if self.outcome.late else ended
+        if self.lines == 0:
+            self.spot.resize(0, now)
+            self.dedicated.resize(0, now)
         self.outcome.spot, self.outcome.dedicated = self.spot.paid, self.dedicated.paid
 
     def _advance(self, now: float, until: float) -> float:
