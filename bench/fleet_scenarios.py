@@ -72,7 +72,9 @@ def draws(traces: Sequence[Trace], windows: int, seconds: float, seed: int) -> I
     """Yield windows in which each fleet has another trace, from a random point on."""
     rng = random.Random(f"{seed} fleets")  # noqa: S311
     for _ in range(windows):
-        chosen = rng.sample(traces, len(CAPACITIES)) if len(traces) >= 3 else rng.choices(traces, k=3)
+        chosen = (
+            rng.sample(traces, len(CAPACITIES)) if len(traces) >= 3 else rng.choices(traces, k=3)
+        )
         markets = {}
         for (name, capacity), recorded in zip(CAPACITIES.items(), chosen, strict=True):
             trace = recorded.scaled_to(capacity.replicas)

@@ -71,7 +71,7 @@ def test_running_requests_stay() -> None:
     ("own", "moved"),
     [
         pytest.param(0, 500, id="idle"),
-        pytest.param(800, 200, id="busy"),
+        pytest.param(800, 100, id="busy: its replicas start at its next tick"),
         pytest.param(1000, 0, id="full"),
         pytest.param(1200, 0, id="late itself"),
     ],
@@ -92,7 +92,9 @@ def test_paused_fallback_takes_nothing(pool: Pool) -> None:
     ("seconds", "moved"),
     [
         pytest.param(3600.0, 0, id="far away: spot may do it"),
-        pytest.param(15.0, 50, id="half can wait for the next tick"),
+        pytest.param(30.0, 0, id="the next tick is soon enough"),
+        pytest.param(29.0, 100, id="the next tick is too late for one"),
+        pytest.param(15.0, 50, id="too late for half"),
     ],
 )
 def test_requests_of_a_fleet_without_dedicated_move_as_late_as_is_safe(
@@ -104,7 +106,7 @@ def test_requests_of_a_fleet_without_dedicated_move_as_late_as_is_safe(
 
 
 def test_fallback_that_runs_a_part_of_the_batch_counts_it() -> None:
-    late, part = _batch(1, 600, 100.0), _batch(1, 900, 100.0)
+    late, part = _batch(1, 600, 100.0), _batch(1, 800, 100.0)
     assert _moves([late], [part]) == [FleetMove(late.id, GPU, CPU, 100)]
 
 
