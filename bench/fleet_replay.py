@@ -61,8 +61,8 @@ class _Promise:
 class FleetOutcome:
     """The usage of a fleet, its requests that were late, by batch, and those that were promised.
 
-    A batch's late requests are `broken` promises if, since the last tick at which its bound held, the
-    fleet's dedicated replicas were as fast as that bound counted on.
+    A late batch is a `broken` promise if, since the last tick at which its bound held, neither the true
+    rate of the fleet's dedicated replicas nor the measured one fell below what that bound counted on.
     """
 
     usage: Outcome
@@ -114,6 +114,7 @@ class _Fleet:
     def promise(self, state: SchedulerState) -> None:
         """Note the batches whose bound holds at this tick."""
         capacity = state.measured(self.setting.capacity)
+        self.run.counted_on = capacity.line_rate
         exact = replace(capacity, margin=capacity.lost)
         starts = state.starts(capacity.cold_start)
         at_risk = plan_tick(state.batches, state.now, exact, starts).at_risk

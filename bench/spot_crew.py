@@ -94,24 +94,26 @@ class Crew:
         line = 1 / self.rate
         events: list[tuple[float, int]] = []
         last = start
-        by_age = sorted(
-            range(len(self._replicas)), key=lambda each: (-self._replicas[each].done, each)
-        )
-        for position in by_age:
-            replica = self._replicas[position]
+        by_age = sorted(self._replicas, key=lambda each: -each.done)
+        for position, replica in enumerate(by_age):
             begins = max(start, replica.ready)
             if waiting > 0 and begins < end:
                 waiting -= 1
                 events.append((begins + (1 - replica.done) * line, position))
+                replica.full -= begins
         heapq.heapify(events)
         while events and events[0][0] <= end + _MICROSECOND:
             last, position = heapq.heappop(events)
             self.lines -= 1
+            by_age[position].ended += 1
             if waiting > 0:
                 waiting -= 1
                 heapq.heappush(events, (last + line, position))
-        for each in self._replicas:
-            each.done = 0.0
+            else:
+                by_age[position].full += last
+        for replica in by_age:
+            replica.done = 0.0
         for at, position in events:
-            self._replicas[position].done = min(max(0.0, 1 - (at - end) * self.rate), 1.0)
+            by_age[position].full += end
+            by_age[position].done = min(max(0.0, 1 - (at - end) * self.rate), 1.0)
         return last if self.lines == 0 else end

@@ -127,7 +127,11 @@ STEADY = Steps([1.0])
 
 
 class FleetRun:
-    """The pools and the requests of a fleet; `speed` is a factor of the rate of its replicas."""
+    """The pools and the requests of a fleet; `speed` is a factor of the rate of its replicas.
+
+    Until the next tick, dedicated replicas have work for the rate that is `counted_on`: `done` are the
+    requests that they could end at that rate, or at their own if it is lower.
+    """
 
     def __init__(
         self, capacity: Capacity, market: Steps, parts: Iterable[Part], speed: Steps = STEADY
@@ -140,6 +144,7 @@ class FleetRun:
         self.spot.lines = sum(part.spot for part in self.parts)
         self.wanted = 0
         self.outcome = Outcome()
+        self.counted_on = math.inf
         self.done = 0.0
 
     @property
@@ -245,7 +250,8 @@ class FleetRun:
                 self._end(crew, lines - crew.lines)
             else:
                 crew.paid += len(crew) * (until - now)
-        self.done += (self.dedicated.worked - worked) * self.dedicated.rate
+        rate = min(self.dedicated.rate, self.counted_on)
+        self.done += (self.dedicated.worked - worked) * rate
         ended = max(ends)
         if self.lines == 0:
             for crew in (self.spot, self.dedicated):
