@@ -126,6 +126,7 @@ bench-large-job: $(VENV)/.dev ## Measure one batch of 5,000,000 requests through
 
 bench-scheduler: $(VENV)/.dev ## Simulate the cost of deadlines on recorded spot markets: TRACES=folder
 	@$(BIN)/python -m bench.scheduler $(if $(TRACES),--traces "$(TRACES)")
+	@$(BIN)/python -m bench.scheduler --fleets $(if $(TRACES),--traces "$(TRACES)")
 
 docs: $(VENV)/.dev ## Write the generated reference pages
 	@$(BIN)/python -m docs.generate

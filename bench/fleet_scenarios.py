@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field, replace
-from statistics import fmean
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bench.fleet_replay import FleetSetting, replay_fleets
+from bench.fleet_replay import FleetSetting
 from bench.spot_replay import Steps
 from lowtide.planning.demand import Capacity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from bench.fleet_replay import FleetOutcome
     from bench.spot_traces import Trace
 
 TICK = 300.0
@@ -31,28 +30,6 @@ CAPACITIES = {
 }
 
 
-@dataclass(slots=True)
-class Tally:
-    """The results of a fleet in one scenario, by window and part of a batch.
-
-    `misses` are parts that were late although the bound promised them, `late` the others that could
-    have been in time, `infeasible` ones that could not. Costs are relative to all work on the fleet's
-    own dedicated replicas.
-    """
-
-    costs: list[float] = field(default_factory=list)
-    parts: int = 0
-    misses: int = 0
-    late: int = 0
-    infeasible: int = 0
-    moved: int = 0
-
-    @property
-    def cost(self) -> float:
-        """The mean cost."""
-        return fmean(self.costs)
-
-
 @dataclass(frozen=True, slots=True)
 class Draw:
     """The markets of one window, and the generator of everything else that is random in it."""
@@ -64,8 +41,12 @@ class Draw:
     @property
     def due(self) -> dict[int, float]:
         """The deadlines: half of the window for batches of one fleet, all of it for the shared one."""
-        own = {number: self.seconds / 2 for number in range(1, len(CAPACITIES) + 1)}
+        own = dict.fromkeys(range(1, len(CAPACITIES) + 1), self.seconds / 2)
         return {**own, SHARED: self.seconds}
+
+
+Scenario = Callable[[Draw], list[FleetSetting]]
+"""The fleets of a window."""
 
 
 def draws(traces: Sequence[Trace], windows: int, seconds: float, seed: int) -> Iterator[Draw]:
@@ -145,11 +126,11 @@ def feasible(
     return verdicts
 
 
-def _apart(load: float) -> Callable[[Draw], list[FleetSetting]]:
+def _apart(load: float) -> Scenario:
     return lambda draw: fleets(draw, dict.fromkeys(CAPACITIES, load))
 
 
-def _short(fallback: str | None, load: float = 1.3) -> Callable[[Draw], list[FleetSetting]]:
+def _short(fallback: str | None, load: float = 1.3) -> Scenario:
     """Fleet a has too few dedicated replicas."""
 
     def settings(draw: Draw) -> list[FleetSetting]:
@@ -159,7 +140,7 @@ def _short(fallback: str | None, load: float = 1.3) -> Callable[[Draw], list[Fle
     return settings
 
 
-def _paused(fallback: str | None) -> Callable[[Draw], list[FleetSetting]]:
+def _paused(fallback: str | None) -> Scenario:
     """Fleet a's dedicated pool is paused for a third of the window, at the worst of times."""
 
     def settings(draw: Draw) -> list[FleetSetting]:
@@ -173,7 +154,7 @@ def _paused(fallback: str | None) -> Callable[[Draw], list[FleetSetting]]:
 
 def _moving(
     speed: Callable[[Draw], Steps], *, margin: float = 0.0, fallback: str | None = None
-) -> Callable[[Draw], list[FleetSetting]]:
+) -> Scenario:
     """The true rate of each fleet moves."""
 
     def settings(draw: Draw) -> list[FleetSetting]:
@@ -190,7 +171,7 @@ def _moving(
     return settings
 
 
-SCENARIOS: dict[str, Callable[[Draw], list[FleetSetting]]] = {
+SCENARIOS: dict[str, Scenario] = {
     "apart, load 0.20": _apart(0.2),
     "apart, load 0.60": _apart(0.6),
     "apart, load 0.95": _apart(0.95),
@@ -203,46 +184,6 @@ SCENARIOS: dict[str, Callable[[Draw], list[FleetSetting]]] = {
     "rates fall to 0.6": _moving(lambda draw: drop(draw, 0.6)),
     "rates walk": _moving(walk),
     "rates walk, margin of 30 min": _moving(walk, margin=1800.0),
+    "rates walk, margin of 2 h": _moving(walk, margin=7200.0),
     "rates walk, a falls back to b": _moving(walk, fallback="b"),
 }
-
-
-def run_scenario(
-    scenario: Callable[[Draw], list[FleetSetting]], drawn: Sequence[Draw]
-) -> dict[str, Tally]:
-    """Run a scenario in each window; return the results by fleet."""
-    tallies: dict[str, Tally] = {}
-    for draw in drawn:
-        settings = scenario(draw)
-        outcomes = replay_fleets(settings, draw.due, TICK)
-        can_hold = feasible(settings, draw.due)
-        for setting in settings:
-            tally = tallies.setdefault(setting.name, Tally())
-            _add(tally, setting, outcomes, can_hold)
-    return tallies
-
-
-def _add(
-    tally: Tally,
-    setting: FleetSetting,
-    outcomes: Mapping[str, FleetOutcome],
-    can_hold: Mapping[tuple[str, int], bool],
-) -> None:
-    outcome = outcomes[setting.name]
-    tally.costs.append(outcome.cost / _whole(setting))
-    tally.moved += outcome.moved
-    for number in setting.lines:
-        tally.parts += 1
-        places = [setting.name] if number == SHARED else list(outcomes)
-        is_late = any(number in outcomes[place].usage.late for place in places)
-        is_broken = any(number in outcomes[place].broken for place in places)
-        tally.infeasible += not can_hold[setting.name, number]
-        tally.misses += is_broken
-        tally.late += is_late and not is_broken and can_hold[setting.name, number]
-
-
-def _whole(setting: FleetSetting) -> float:
-    """Return the cost of all its work on its own dedicated replicas from the start."""
-    capacity = setting.capacity
-    lines = math.ceil(sum(setting.lines.values()) / capacity.replicas)
-    return setting.prices[1] * capacity.replicas * (capacity.cold_start + lines / capacity.rate)

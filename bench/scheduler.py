@@ -15,6 +15,11 @@ windows, divided by the cost of running all of it on D dedicated replicas from t
 Without --load and --dedicated it prints the whole table. A window is infeasible when D dedicated
 replicas from the start could not end the batch in time; every other one that ends late is a miss, and
 the exit status is 1. Markets with fewer places than D are scaled to D. Ends with one JSON line.
+
+With --fleets it prints the table of several fleets instead (bench/fleet_table.py), each on a market of
+its own: apart from each other, with a fallback, and with true rates that change while the plan knows only
+what workers measure. A miss there is a late batch that the bound promised, and a fleet that costs more or
+less than it does alone is an error. Only --traces, --windows, --hours, --seed and --json apply.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from bench.fleet_table import print_fleets
 from bench.spot_bounds import Window, all_dedicated, omniscient
 from bench.spot_replay import greedy, replay
 from bench.spot_traces import read_traces
@@ -149,6 +155,13 @@ def main() -> int:
     """Print the table; return 1 if a feasible deadline was missed."""
     arguments = _arguments()
     traces = read_traces(arguments.traces)
+    if arguments.fleets:
+        seconds = arguments.hours * 3600.0
+        told = print_fleets(
+            traces, arguments.windows, seconds, arguments.seed, quiet=arguments.json
+        )
+        print(json.dumps(told))
+        return int(told["misses"] > 0 or told["disturbed"] > 0)
     if arguments.plot:
         from bench.spot_plot import draw
 
@@ -202,6 +215,7 @@ def _arguments() -> argparse.Namespace:
         "--rate", type=_positive(float), default=0.5, help="requests/s of a replica"
     )
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--fleets", action="store_true", help="several fleets instead of one")
     parser.add_argument("--no-greedy", action="store_true", help="skip the comparison")
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
     parser.add_argument("--plot", type=Path, help="plot one run to this file (.svg, .png)")
