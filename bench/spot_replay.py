@@ -139,7 +139,7 @@ class FleetRun:
         self.capacity = capacity
         self.market = market
         self.speed = speed
-        self.parts = sorted(parts, key=lambda part: part.due)
+        self.parts = sorted(parts, key=lambda part: (part.due, part.number))
         self.spot, self.dedicated = Crew(capacity.rate), Crew(capacity.rate)
         self.spot.lines = sum(part.spot for part in self.parts)
         self.wanted = 0
@@ -210,7 +210,7 @@ class FleetRun:
         part = next((each for each in self.parts if each.number == number), None)
         if part is None:
             part = Part(number, due, 0)
-            self.parts = sorted([*self.parts, part], key=lambda each: each.due)
+            self.parts = sorted([*self.parts, part], key=lambda each: (each.due, each.number))
         part.dedicated += lines
         self.dedicated.lines += lines
 
