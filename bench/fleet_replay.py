@@ -68,7 +68,6 @@ class FleetOutcome:
     usage: Outcome
     prices: tuple[float, float]
     broken: set[int] = field(default_factory=set)
-    moved: int = 0
 
     @property
     def cost(self) -> float:
@@ -144,7 +143,6 @@ class _Fleet:
         """Give up waiting requests to another fleet."""
         waiting = next(each for each in self.run.batches(now) if each.id == batch)
         self.run.withdraw(waiting, lines)
-        self.outcome.moved += lines
 
     def join(self, batch: BatchId, lines: int) -> None:
         """Take over requests of another fleet, for dedicated."""
