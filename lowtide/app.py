@@ -182,6 +182,7 @@ class App:
             line_limits(self.settings),
             fleets(self.settings),
             self.publisher,
+            currency=self.settings.currency,
             size=SegmentSize(self.settings.segment_lines),
             keep_alive=self.settings.stalled_after / 4,
             tracer=self.tracer,
