@@ -359,8 +359,9 @@ class MonthUse(msgspec.Struct, kw_only=True):
 
 
 class PausedPool(msgspec.Struct, kw_only=True):
-    """A paused pool: its workers claim no requests."""
+    """A paused pool of a fleet: its workers claim no requests."""
 
+    fleet: str
     pool: Literal["spot", "dedicated"]
     since: Seconds
 

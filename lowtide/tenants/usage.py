@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from lowtide.core.errors import NotFound
-from lowtide.core.pools import Cost, Pool
+from lowtide.core.pools import Cost, FleetPool, Pool
 from lowtide.database.connections import acting_for
 from lowtide.tenants.store import LIMIT_COLUMNS, METERED, METERS, limits_of
 
@@ -39,9 +39,9 @@ class MonthUse:
 
 @dataclass(frozen=True, slots=True)
 class PausedPool:
-    """A paused pool, as tenants see it: without who paused it."""
+    """A paused pool of a fleet, as tenants see it: without who paused it."""
 
-    pool: Pool
+    place: FleetPool
     since: datetime
 
 
@@ -88,7 +88,7 @@ FROM (
 GROUP BY b.currency
 """
 _MONTH = text(MONTH)
-_PAUSED = text("SELECT pool, since FROM paused_pools ORDER BY since, pool")
+_PAUSED = text("SELECT fleet, pool, since FROM paused_pools ORDER BY since, fleet, pool")
 
 
 class UsageStore:
@@ -105,13 +105,13 @@ class UsageStore:
             if row is None:
                 raise NotFound("Tenant not found.")
             months = connection.execute(_MONTH, parameters).all()
-            paused = connection.execute(_PAUSED).all()
+            pauses = connection.execute(_PAUSED).all()
         return TenantUsage(
             row.name,
             limits_of(row),
             _used(row),
             _month(row.month, months),
-            tuple(PausedPool(Pool(pause.pool), pause.since) for pause in paused),
+            tuple(PausedPool(FleetPool(row.fleet, Pool(row.pool)), row.since) for row in pauses),
         )
 
 
