@@ -209,6 +209,15 @@ class SystemSnapshot:
         """Return the number of a pool's workers with an unexpired lease."""
         return self.live_workers[pool].workers if pool in self.live_workers else 0
 
+    def stranded(self, pool: Pool) -> int:
+        """Return the number of a pool's workers if the engines of all are unavailable, else 0."""
+        away = [
+            lost
+            for lost in self.lost_engines
+            if lost.pool is pool and lost.state is not BreakerState.STARTING
+        ]
+        return len(away) if len(away) == self.workers(pool) else 0
+
     def depth(self, pool: Pool) -> Depth:
         """Return the queued and running requests of a pool."""
         depths = [tenant.depths[pool] for tenant in self.tenants]

@@ -189,4 +189,5 @@ class SystemWatch:
             self._scales[name][pool],
             planned=fleet.fleets[name].planned if pool is Pool.DEDICATED else None,
             paused=fleet.pause(FleetPool(name, pool)) is not None,
+            stranded=fleet.stranded(pool),
         )
