@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from lowtide.batches.model import Batch
     from lowtide.planning.demand import PoolScale
-    from lowtide.status.snapshot import SnapshotStore, SystemSnapshot
+    from lowtide.status.snapshot import SystemSnapshot
+    from lowtide.status.snapshot_store import SnapshotStore
 
 
 @dataclass(frozen=True, slots=True)

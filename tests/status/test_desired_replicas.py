@@ -19,7 +19,7 @@ from lowtide.local.manifests import ScaledObject
 from lowtide.planning.escalation import Plan
 from lowtide.services import scales
 from lowtide.settings import Settings
-from lowtide.status.snapshot import SnapshotStore
+from lowtide.status.snapshot_store import SnapshotStore
 from lowtide.status.watch import SystemWatch
 from manifests.overlays import ROOT
 from tests.scheduler.test_pools_store import pause_store
