@@ -113,8 +113,8 @@ class FactStore:
         workloads = read_workloads(connection)
         fleet = workloads.last_fleet(batch, self._capacities)
         depths, elsewhere = _depths(batch, counts), NOTHING
-        running = workloads.fleets_of(batch)
-        if batch.fleet is None and running:
+        fleets = workloads.fleets_of(batch)
+        if batch.fleet is None and fleets:
             parameters = {"batch": batch.id, "fleet": fleet}
             part = connection.execute(_PART_COUNTS, parameters).one()
             depths, elsewhere = _parted(depths, batch, workloads.of(fleet), part)
@@ -123,7 +123,7 @@ class FactStore:
             batch=batch,
             workload=workloads.of(fleet),
             fleet=self._capacities.get(fleet, NO_CAPACITY),
-            fleet_name=fleet if running and not is_only else None,
+            fleet_name=fleet if fleets and not is_only else None,
             depths=depths,
             elsewhere=elsewhere,
             delayed=counts.delayed,

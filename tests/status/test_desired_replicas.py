@@ -55,6 +55,11 @@ def _none_planned(world: World) -> None:
     world.apply(Plan(replicas=0))
 
 
+def _planned_long_ago(world: World) -> None:
+    _none_planned(world)
+    world.run("UPDATE wanted_replicas SET at = now() - interval '61 s'")
+
+
 def _paused(world: World) -> None:
     _many(world)
     for pool in Pool:
@@ -76,6 +81,7 @@ def _without_engines(world: World) -> None:
         pytest.param(_waiting, [4, 3], id="waiting"),
         pytest.param(_many, [4, 3], id="above the maximum"),
         pytest.param(_none_planned, [4, 1], id="none planned"),
+        pytest.param(_planned_long_ago, [4, 3], id="planned long ago"),
         pytest.param(_paused, [2, 1], id="paused"),
         pytest.param(_without_engines, [3, 3], id="without engines"),
     ],
