@@ -26,7 +26,7 @@ from lowtide.batches.model import BatchStatus, RequestStatus
 from lowtide.batches.views import BatchFilter, BatchOrder, mark_of
 from lowtide.database.connections import connect
 from lowtide.status.history import HistoryRange, HistoryStore
-from lowtide.status.snapshot import SnapshotStore
+from lowtide.status.snapshot_store import SnapshotStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable

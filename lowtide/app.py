@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from lowtide.scheduler.pauses import Pools
     from lowtide.scheduler.tick import Scheduler
     from lowtide.settings import Settings
-    from lowtide.status.snapshot import SnapshotStore
+    from lowtide.status.snapshot_store import SnapshotStore
     from lowtide.telemetry.tracing import Tracer
     from lowtide.tenants.callers import Authenticator
     from lowtide.tenants.service import Administration, Tenancy
@@ -182,6 +182,7 @@ class App:
             line_limits(self.settings),
             fleets(self.settings),
             self.publisher,
+            currency=self.settings.currency,
             size=SegmentSize(self.settings.segment_lines),
             keep_alive=self.settings.stalled_after / 4,
             tracer=self.tracer,
@@ -284,7 +285,7 @@ class App:
     @cached_property
     def snapshots(self) -> SnapshotStore:
         """The state of the whole system."""
-        from lowtide.status.snapshot import SnapshotStore
+        from lowtide.status.snapshot_store import SnapshotStore
 
         return SnapshotStore(self.database)
 

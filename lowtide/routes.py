@@ -86,7 +86,11 @@ def usage_object(usage: TenantUsage) -> types.TenantUsage:
             costs=[batches_api.cost_object(cost) for cost in month.costs],
         ),
         paused_pools=[
-            types.PausedPool(pool=pause.pool.value, since=types.unix(pause.since))
+            types.PausedPool(
+                fleet=pause.place.fleet,
+                pool=pause.place.pool.value,
+                since=types.unix(pause.since),
+            )
             for pause in usage.paused
         ],
     )

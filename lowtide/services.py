@@ -91,9 +91,10 @@ def scales(fleet: Fleet) -> dict[Pool, PoolScale]:
     """Return the scaling of each pool of a fleet."""
     from lowtide.planning.demand import PoolScale
 
+    specs = {pool: fleet.pool(pool) for pool in Pool}
     return {
-        pool: PoolScale(fleet.pool(pool).rows_per_replica, fleet.pool(pool).max_replicas)
-        for pool in Pool
+        pool: PoolScale(spec.rows_per_replica, spec.max_replicas, spec.min_replicas)
+        for pool, spec in specs.items()
     }
 
 

@@ -223,7 +223,7 @@ class World:
             if split is None:
                 return False
             split.copy([rows])
-            return split.start(index, DEFAULT_PLACEMENT) is not None
+            return split.start(index, DEFAULT_PLACEMENT, PRICES) is not None
 
     @contextmanager
     def opened(self, batch: BatchId, index: Index) -> Iterator[SplitTransaction | None]:

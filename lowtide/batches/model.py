@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import format_batch_id
-from lowtide.core.pools import DEFAULT_FLEET, Pool, cost_of
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.fleets.placement import DEFAULT_PLACEMENT
 
 if TYPE_CHECKING:
@@ -187,8 +187,8 @@ class NewBatch:
     """A batch to be created; `output_expires_after` is in seconds, None keeps its files.
 
     `idempotency_digest` is that of the body sent with the key; None matches any. Requests start in
-    `pool`; those that start in dedicated stay there. `prices` are those of its cost for good.
-    `actor` is recorded in the audit log; None leaves that to the caller. With an `input_url` the
+    `pool`; those that start in dedicated stay there. `prices` are those of its cost
+    for good, if the same fleets split it. `actor` is recorded in the audit log; None leaves that to the caller. With an `input_url` the
     input file is imported from there. Results are copied to the folder `output_url`. With a
     `data_key` it has zero retention. The fleets of `placement` run it.
     """
@@ -234,8 +234,7 @@ class Batch:
     """The current state of a batch.
 
     `cached_tokens` are part of the input tokens, `reasoning_tokens` of the output tokens.
-    `spot_seconds` and `dedicated_seconds` are its results' share of replica time, at the `prices` of
-    its creation; `eta` is the expected completion, None if final or unknown; `trace` is the context
+    `cost` is that of its results so far; `eta` is the expected completion, None if final or unknown; `trace` is the context
     that its work continues; `pool` is the pool in which its requests started. An `expiring` batch
     has missed its deadline; `risk` is the reason of `at_risk`, None unless the scheduler marked it.
     `retention` is its own, or else its tenant's, in seconds; `data_ends_at` is None until it ends.
@@ -274,9 +273,7 @@ class Batch:
     retries: int
     escalations: int
     finished_on_dedicated: int
-    prices: Prices
-    spot_seconds: float = 0.0
-    dedicated_seconds: float = 0.0
+    cost: Cost
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     eta: datetime | None = None
@@ -307,11 +304,6 @@ class Batch:
     def failed(self) -> int:
         """OpenAI's count of failed requests; completed + failed <= total, equal once final."""
         return self.outcomes.openai_failed
-
-    @property
-    def cost(self) -> Cost:
-        """The cost of the results so far."""
-        return cost_of(self.spot_seconds, self.dedicated_seconds, self.prices)
 
     @property
     def ended_at(self) -> datetime | None:

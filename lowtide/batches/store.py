@@ -23,7 +23,7 @@ from lowtide.batches.model import (
 )
 from lowtide.core.errors import Conflict, InvalidRequest, NotFound, check_key_digest
 from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id, format_file_id
-from lowtide.core.pools import Pool, Prices
+from lowtide.core.pools import Cost, Pool
 from lowtide.database.connections import acting_for
 from lowtide.events.outbox import add_event, trace_columns, trace_of
 from lowtide.files.lines import Problem
@@ -73,9 +73,10 @@ VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_win
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
 _ADD_PARTS = text("""
-INSERT INTO batch_fleets (batch_id, tenant_id, fleet, model, lines)
-SELECT :batch, :tenant, fleet, model, lines
-FROM json_to_recordset(cast(:parts AS json)) AS p (fleet text, model text, lines integer)
+INSERT INTO batch_fleets (batch_id, tenant_id, fleet, model, lines, spot_price, dedicated_price)
+SELECT :batch, :tenant, fleet, model, lines, spot_price, dedicated_price
+FROM json_to_recordset(cast(:parts AS json)) AS p (fleet text, model text, lines integer,
+  spot_price double precision, dedicated_price double precision)
 """)
 # What search finds a batch by, besides its id.
 _ADD_TERMS = text("""
@@ -331,9 +332,7 @@ def batch_of(row: Any) -> Batch:
         retries=row.retried,
         escalations=row.escalated,
         finished_on_dedicated=row.on_dedicated,
-        prices=Prices(row.spot_price, row.dedicated_price, row.currency),
-        spot_seconds=row.spot_seconds,
-        dedicated_seconds=row.dedicated_seconds,
+        cost=Cost(row.currency, row.spot_cost, row.dedicated_cost, row.all_dedicated_cost),
         trace=trace_of(row),
         pool=Pool(row.start_pool),
         expiring=row.expiring and row.expired_at is None,

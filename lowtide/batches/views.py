@@ -11,7 +11,7 @@ from uuid import UUID
 
 from lowtide.batches.model import FINAL_STATUSES, BatchStatus, SlaState
 from lowtide.core.ids import EPOCH, BatchId
-from lowtide.planning.reasons import describe
+from lowtide.planning.reasons import Reason, describe
 
 if TYPE_CHECKING:
     from lowtide.batches.model import Batch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import FileId, TenantId
     from lowtide.core.pools import Pool
     from lowtide.fleets.placement import BatchPart
-    from lowtide.planning.reasons import Bound, Reason
+    from lowtide.planning.reasons import Bound
 
 
 _MARK: Final = re.compile(r"([ae])([0-9a-f]{32})([0-9]{1,17})")
@@ -104,7 +104,8 @@ ERRORS_FROM: Final = 10_000
 class Note:
     """An event of requests; `line` is None if it concerns several.
 
-    The scheduler's moves and marks have a `reason`, the others a `detail`.
+    The scheduler's moves and marks have a `reason`, the others a `detail`; that of a fallback is the
+    fleet that the requests moved to.
     """
 
     kind: str
@@ -120,6 +121,8 @@ class Note:
     @property
     def cause(self) -> str:
         """The reason or the detail, in words."""
+        if self.reason is Reason.FALLBACK and self.detail:
+            return f"Fleet {self.detail} can still hold the deadline"
         return self.detail if self.reason is None else describe(self.reason, self.bound)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from lowtide.batches.model import BatchStatus
 from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.planning.completion import Contender, Replicas, Turn, seconds_to_run, turn_of
-from lowtide.planning.demand import Capacity, Demand, Rate, attempts_per_line, desired_replicas
+from lowtide.planning.demand import Capacity, Demand, Rate, attempts_per_line
 from lowtide.planning.state import SchedulerState
 
 if TYPE_CHECKING:
@@ -225,15 +225,13 @@ class Workload:
         return lines / seconds if seconds > 0 else self.measured_rate(pool, None) or prior
 
     def wanted(self, pool: Pool, fleet: FleetCapacity) -> int:
-        """Return the number of replicas that the open work of a pool wants, up to the maximum."""
+        """Return the number of replicas that the open work of a pool wants, within its bounds."""
         if pool is Pool.DEDICATED:
             return fleet.dedicated.replicas
         if fleet.spot is None:
             return 0
         lines = sum(work.lines for work in self.work if not work.pinned)
-        return desired_replicas(
-            lines, fleet.spot.rows_per_replica, max_replicas=fleet.spot.replicas
-        )
+        return fleet.spot.replicas_for(lines)
 
     @cached_property
     def attempts(self) -> float:

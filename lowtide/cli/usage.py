@@ -7,6 +7,7 @@ from typing import Any
 from lowtide.cli.access import access
 from lowtide.cli.options import DataDir, Json, Key, TenantName, Url
 from lowtide.cli.output import moment, print_json, print_record
+from lowtide.core.pools import FleetPool, Pool
 
 
 def usage(
@@ -35,10 +36,14 @@ def _facts(body: dict[str, Any]) -> dict[str, str]:
         "tokens": f"{month['input_tokens']:,} input, {month['output_tokens']:,} output",
         "cost": "; ".join(map(_cost, month["costs"])) or "none",
         "paused": ", ".join(
-            f"{pause['pool']} since {moment(pause['since'])}" for pause in body["paused_pools"]
+            f"{_place(pause)} since {moment(pause['since'])}" for pause in body["paused_pools"]
         )
         or "no pool",
     }
+
+
+def _place(pause: dict[str, Any]) -> str:
+    return FleetPool(pause["fleet"], Pool(pause["pool"])).label
 
 
 def _use(use: dict[str, int | None]) -> str:

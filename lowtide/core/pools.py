@@ -131,7 +131,9 @@ class Cost:
     """The cost of a batch by pool, and of the same results on dedicated alone.
 
     Only the time of accepted results counts: interrupted, lost and failed attempts, and replicas
-    that start or idle, are charged to no batch.
+    that start or idle, are charged to no batch. A request's replica seconds are its worker's, each
+    divided by the requests on that worker, so that every replica second is shared out once
+    (processor sharing, Kleinrock 1967). A result is assumed to take as long in either pool.
     """
 
     currency: str
@@ -148,20 +150,3 @@ class Cost:
     def saving(self) -> float:
         """The share of the all-dedicated cost saved by spot; 0 without any cost."""
         return 1 - self.total / self.all_dedicated if self.all_dedicated > 0 else 0.0
-
-
-def cost_of(spot_seconds: float, dedicated_seconds: float, prices: Prices) -> Cost:
-    """Return the cost of replica seconds; a result is assumed to take as long in either pool.
-
-    A request's replica seconds are its worker's, each divided by the requests on that worker, so
-    that every replica second is shared out once (processor sharing, Kleinrock 1967).
-
-        >>> cost_of(3600, 0, Prices(1.0, 3.0, "USD")).saving
-        0.6666666666666667
-    """
-    return Cost(
-        currency=prices.currency,
-        spot=spot_seconds * prices.spot / _SECONDS_AN_HOUR,
-        dedicated=dedicated_seconds * prices.dedicated / _SECONDS_AN_HOUR,
-        all_dedicated=(spot_seconds + dedicated_seconds) * prices.dedicated / _SECONDS_AN_HOUR,
-    )

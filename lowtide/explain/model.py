@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from lowtide.batches.model import FINAL_STATUSES, BatchStatus
 from lowtide.core.pools import Depth, Pool
@@ -70,11 +70,16 @@ class Mark:
     since: datetime
 
 
+NOTHING: Final = Depth(0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """The facts about a batch at the workload's time.
 
-    `depths` counts its requests in each pool, `delayed` those that wait for their retry. Its tenant
+    `workload` and `fleet` are those of the fleet that ends its last request; `fleet_name` names that
+    fleet where there are several. `depths` counts its requests in each pool of the fleet, and
+    `elsewhere` those in other fleets; `delayed` of all wait for their retry. Its tenant
     has `tenant_running` running requests of at most `limit`. `running_seconds` is the time that its
     results took together; `waited` is the mean time from the split until a request started, and
     `first_start` the first start. `planned_at` is the time of the scheduler's last plan, None before
@@ -94,6 +99,8 @@ class Facts:
     planned_at: datetime | None = None
     marks: tuple[Mark, ...] = ()
     earlier: tuple[float, ...] = ()
+    fleet_name: str | None = None
+    elsewhere: Depth = NOTHING
 
     @property
     def at(self) -> datetime:
@@ -108,16 +115,16 @@ class Facts:
     @property
     def waiting(self) -> int:
         """The number of requests that wait."""
-        return sum(depth.queued for depth in self.depths.values())
+        return self.elsewhere.queued + sum(depth.queued for depth in self.depths.values())
 
     @property
     def running(self) -> int:
         """The number of requests that run."""
-        return sum(depth.running for depth in self.depths.values())
+        return self.elsewhere.running + sum(depth.running for depth in self.depths.values())
 
     @property
     def pool(self) -> Pool:
-        """The pool in which most of the open requests wait, or else run."""
+        """The fleet's pool in which most of the open requests wait, or else run."""
         counts = {pool: (depth.queued, depth.running) for pool, depth in self.depths.items()}
         first = self.batch.pool
         return max(counts, key=lambda pool: (counts[pool], pool is first), default=first)
@@ -178,6 +185,7 @@ class Explanation:
         return self.waited / whole if whole > 0 else 0.0
 
 
+_Named = TypeVar("_Named", Finding, Advice)
 AWAITED: Final = 60.0
 """Seconds after which the next step of a batch should have begun, and its event is overdue."""
 SILENCE: Final = 120.0
@@ -201,8 +209,8 @@ def explain(facts: Facts) -> Explanation:
     return Explanation(
         batch=batch,
         at=facts.at,
-        limiting=limiting,
-        contributing=tuple(_distinct(limiting, others)),
+        limiting=_of_fleet(facts, limiting),
+        contributing=tuple(_of_fleet(facts, each) for each in _distinct(limiting, others)),
         forecast=forecast,
         rate=rate,
         input_token_rate=_token_rate(facts, rate, batch.input_tokens),
@@ -213,9 +221,18 @@ def explain(facts: Facts) -> Explanation:
         request_seconds=facts.request_seconds,
         first_wait=_first_wait(facts),
         retry_share=_share(batch.retries, facts.ended + batch.retries),
-        advice=() if forecast is None else _advice(facts, findings),
+        advice=()
+        if forecast is None
+        else tuple(_of_fleet(facts, each) for each in _advice(facts, findings)),
         comparison=_comparison(facts),
     )
+
+
+def _of_fleet(facts: Facts, named: _Named) -> _Named:
+    """Return what names a pool with the name of its fleet, where there are several."""
+    if facts.fleet_name is None or "pool" not in named.numbers:
+        return named
+    return replace(named, numbers={**named.numbers, "fleet": facts.fleet_name})
 
 
 def _distinct(limiting: Finding, others: list[Finding]) -> list[Finding]:

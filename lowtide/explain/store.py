@@ -12,7 +12,7 @@ from lowtide.batches.workload import NO_CAPACITY
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import format_batch_id
 from lowtide.core.pools import Depth, Pool
-from lowtide.explain.model import Facts, Mark
+from lowtide.explain.model import NOTHING, Facts, Mark
 from lowtide.planning.reasons import Reason
 from lowtide.tenants.sign_in import reading_as
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.batches.model import Batch
-    from lowtide.batches.workload import FleetCapacity
+    from lowtide.batches.workload import FleetCapacity, Workload
     from lowtide.core.ids import BatchId, TenantId
 
 
@@ -42,6 +42,14 @@ SELECT
     WHERE c.pool IN ('spot', 'dedicated') AND c.tenant_id = :tenant) AS tenant_running,
   running_limit() AS max_running,
   (SELECT max(at) FROM wanted_replicas WHERE pool = 'dedicated') AS planned_at
+"""
+PART_COUNTS = """
+SELECT
+  (SELECT count(*) FROM queue WHERE fleet = :fleet AND pool = 'dedicated' AND batch_id = :batch)
+    AS dedicated,
+  count(*) FILTER (WHERE pool = 'spot') AS running_spot,
+  count(*) FILTER (WHERE pool = 'dedicated') AS running_dedicated
+FROM claims WHERE batch_id = :batch AND fleet = :fleet
 """
 # A few lines of all: the first and the last ones, with which claims begin, and some between.
 STARTS = """
@@ -66,7 +74,8 @@ WHERE tenant_id = :tenant AND user_id = :user AND endpoint = :endpoint AND model
   AND status = 'completed' AND id < :batch
 ORDER BY id DESC LIMIT 10
 """
-_COUNTS, _STARTS, _MARKS, _EARLIER = text(COUNTS), text(STARTS), text(MARKS), text(EARLIER)
+_COUNTS, _PART_COUNTS, _STARTS = text(COUNTS), text(PART_COUNTS), text(STARTS)
+_MARKS, _EARLIER = text(MARKS), text(EARLIER)
 _EDGE, _BETWEEN = 50, 100
 
 
@@ -103,11 +112,20 @@ class FactStore:
         starts = connection.execute(_STARTS, lines).one()
         workloads = read_workloads(connection)
         fleet = workloads.last_fleet(batch, self._capacities)
+        depths, elsewhere = _depths(batch, counts), NOTHING
+        fleets = workloads.fleets_of(batch)
+        if batch.fleet is None and fleets:
+            parameters = {"batch": batch.id, "fleet": fleet}
+            part = connection.execute(_PART_COUNTS, parameters).one()
+            depths, elsewhere = _parted(depths, batch, workloads.of(fleet), part)
+        is_only = len(self._capacities) == 1 and fleet in self._capacities
         return Facts(
             batch=batch,
             workload=workloads.of(fleet),
             fleet=self._capacities.get(fleet, NO_CAPACITY),
-            depths=_depths(batch, counts),
+            fleet_name=fleet if fleets and not is_only else None,
+            depths=depths,
+            elsewhere=elsewhere,
             delayed=counts.delayed,
             limit=counts.max_running,
             tenant_running=counts.tenant_running,
@@ -139,6 +157,23 @@ def _depths(batch: Batch, counts: Any) -> dict[Pool, Depth]:
         max(0, outcomes.running - counts.running_dedicated),
     )
     return {Pool.SPOT: spot, Pool.DEDICATED: Depth(dedicated, counts.running_dedicated)}
+
+
+def _parted(
+    whole: Mapping[Pool, Depth], batch: Batch, workload: Workload, part: Any
+) -> tuple[dict[Pool, Depth], Depth]:
+    """Return a batch's requests in the pools of one fleet, and those in all others."""
+    queued = max(0, workload.work_of(batch).lines - part.running_spot - part.running_dedicated)
+    dedicated = queued if batch.pool is Pool.DEDICATED else min(part.dedicated, queued)
+    depths = {
+        Pool.SPOT: Depth(queued - dedicated, part.running_spot),
+        Pool.DEDICATED: Depth(dedicated, part.running_dedicated),
+    }
+    here = depths.values()
+    return depths, Depth(
+        max(0, sum(each.queued for each in whole.values()) - sum(each.queued for each in here)),
+        max(0, sum(each.running for each in whole.values()) - sum(each.running for each in here)),
+    )
 
 
 def _earlier(connection: Connection, batch: Batch) -> tuple[float, ...]:

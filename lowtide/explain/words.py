@@ -59,8 +59,21 @@ def _count(numbers: Numbers, name: str, noun: str = "request") -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def _of_fleet(numbers: Numbers) -> str:
+    """Return the fleet of a pool, where its installation has several."""
+    return f" of fleet {numbers['fleet']}" if "fleet" in numbers else ""
+
+
+def _workers(numbers: Numbers, name: str) -> str:
+    return _count(numbers, name, f"{numbers['pool']} worker") + _of_fleet(numbers)
+
+
 def _worker(numbers: Numbers) -> str:
-    return f"{numbers['pool']} worker"
+    return f"{numbers['pool']} worker{_of_fleet(numbers)}"
+
+
+def _pool(numbers: Numbers) -> str:
+    return f"The {numbers['pool']} pool{_of_fleet(numbers)}"
 
 
 def _span(numbers: Numbers) -> str:
@@ -81,15 +94,15 @@ def _scheduler_late(numbers: Numbers) -> str:
 
 def _pool_paused(numbers: Numbers) -> str:
     if "waiting" not in numbers:
-        return f"The {numbers['pool']} pool was paused"
+        return f"{_pool(numbers)} was paused"
     verb = "waits" if numbers["waiting"] == 1 else "wait"
-    return f"The {numbers['pool']} pool is paused; {_count(numbers, 'waiting')} {verb} for it"
+    return f"{_pool(numbers)} is paused; {_count(numbers, 'waiting')} {verb} for it"
 
 
 def _engine_away(numbers: Numbers) -> str:
     if "workers" not in numbers:
-        return f"No {numbers['pool']} worker had an engine"
-    return f"The engine of {_count(numbers, 'workers', _worker(numbers))} does not respond"
+        return f"No {_worker(numbers)} had an engine"
+    return f"The engine of {_workers(numbers, 'workers')} does not respond"
 
 
 def _no_workers(numbers: Numbers) -> str:
@@ -99,7 +112,8 @@ def _no_workers(numbers: Numbers) -> str:
 
 
 def _cold_start(numbers: Numbers) -> str:
-    return f"The {numbers['pool']} workers are starting, which takes up to {_span(numbers)}"
+    workers = f"The {numbers['pool']} workers{_of_fleet(numbers)}"
+    return f"{workers} are starting, which takes up to {_span(numbers)}"
 
 
 def _tenant_limit(numbers: Numbers) -> str:
@@ -149,7 +163,7 @@ def _pool_bound(numbers: Numbers) -> str:
     if "workers" not in numbers:
         return f"Its requests mostly waited for a free {_worker(numbers)}"
     workers, most = int(numbers["workers"]), int(numbers["max"])
-    busy = _count(numbers, "workers", _worker(numbers))
+    busy = _workers(numbers, "workers")
     if workers >= most:
         return f"{busy} {'is' if workers == 1 else 'are'} busy, the maximum"
     return f"{busy} {'is' if workers == 1 else 'are'} busy, of {numbers['wanted']} wanted"
@@ -199,7 +213,8 @@ _WORDS: dict[Factor, Callable[[Numbers], str]] = {
 
 
 def _more_replicas(numbers: Numbers) -> str:
-    return f"Allow {numbers['more']} {numbers['pool']} replicas: the maximum is {numbers['max']}"
+    replicas = f"{numbers['pool']} replicas{_of_fleet(numbers)}"
+    return f"Allow {numbers['more']} {replicas}: the maximum is {numbers['max']}"
 
 
 _ADVICE: dict[Factor, Callable[[Numbers], str]] = {
@@ -207,11 +222,9 @@ _ADVICE: dict[Factor, Callable[[Numbers], str]] = {
         f"Raise the tenant's limit of {_count(numbers, 'limit', 'running request')}"
     ),
     Factor.RETRIES: lambda _: "Fix what fails: see the errors of its requests",
-    Factor.POOL_PAUSED: lambda numbers: f"Resume {numbers['pool']}",
-    Factor.ENGINE_AWAY: lambda numbers: (
-        f"Bring the engine of {_count(numbers, 'workers', _worker(numbers))} back"
-    ),
-    Factor.NO_WORKERS: lambda numbers: f"Start {_count(numbers, 'max', _worker(numbers))}",
+    Factor.POOL_PAUSED: lambda numbers: f"Resume {numbers['pool']}{_of_fleet(numbers)}",
+    Factor.ENGINE_AWAY: lambda numbers: f"Bring the engine of {_workers(numbers, 'workers')} back",
+    Factor.NO_WORKERS: lambda numbers: f"Start {_workers(numbers, 'max')}",
     Factor.QUEUE_AHEAD: _more_replicas,
     Factor.DEADLINE_BOUND: _more_replicas,
     Factor.POOL_BOUND: _more_replicas,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from lowtide.core.pools import cost_of
+from lowtide.core.pools import Pool
 from lowtide.objects.names import data_key_of
 
 if TYPE_CHECKING:
@@ -107,20 +107,35 @@ class FileEstimate:
     currency: str
 
 
-def estimate_file(size: int, lines: int, rate: float, prices: Prices) -> FileEstimate:
-    """Estimate a file of `size` bytes, at `rate` requests per second of one replica.
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """Requests of a file that run at `rate` requests per second of one replica, at these prices."""
+
+    lines: int
+    rate: float
+    prices: Prices
+
+    @property
+    def replica_seconds(self) -> float:
+        """The time of one replica that the requests take."""
+        return self.lines / self.rate
+
+
+def estimate_file(size: int, parts: Sequence[FilePart]) -> FileEstimate:
+    """Estimate a file of `size` bytes; its parts, at least one, have prices in one currency.
 
     Every byte counts as prompt, so tokens are overestimated if requests have little text.
 
         >>> from lowtide.core.pools import Prices
-        >>> estimate_file(4000, 7200, 2.0, Prices(1.0, 3.0, "USD")).dedicated
+        >>> estimate_file(4000, [FilePart(7200, 2.0, Prices(1.0, 3.0, "USD"))]).dedicated
         3.0
     """
-    seconds = lines / rate
     return FileEstimate(
         input_tokens=-(-size // BYTES_A_TOKEN),
-        replica_seconds=seconds,
-        spot=cost_of(seconds, 0.0, prices).total,
-        dedicated=cost_of(0.0, seconds, prices).total,
-        currency=prices.currency,
+        replica_seconds=sum(part.replica_seconds for part in parts),
+        spot=sum(part.prices.of_second(Pool.SPOT) * part.replica_seconds for part in parts),
+        dedicated=sum(
+            part.prices.of_second(Pool.DEDICATED) * part.replica_seconds for part in parts
+        ),
+        currency=parts[0].prices.currency,
     )

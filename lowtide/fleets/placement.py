@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from lowtide.core.errors import InvalidRequest
@@ -20,11 +20,16 @@ _MOST_NAMED: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class BatchPart:
-    """The requests of a batch that one fleet runs; a model of None is one of several, or none."""
+    """The requests of a batch that one fleet runs; a model of None is one of several, or none.
+
+    Prices are of a replica hour; without its own, a part has those of its batch.
+    """
 
     fleet: str
     lines: int
     model: str | None = None
+    spot_price: float | None = None
+    dedicated_price: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,9 @@ def place(fleets: Fleets, models: ModelCounts, endpoint: str) -> Placement:
         by_model.append(fleet.name)
         before = parts.get(fleet.name)
         parts[fleet.name] = (
-            BatchPart(fleet.name, lines, model)
+            BatchPart(fleet.name, lines, model, fleet.spot.price, fleet.dedicated.price)
             if before is None
-            else BatchPart(fleet.name, before.lines + lines)
+            else replace(before, lines=before.lines + lines, model=None)
         )
     if len(parts) == 1:
         return Placement(next(iter(parts)), by_model=tuple(by_model))
@@ -80,7 +85,10 @@ def unplaced(fleets: Fleets) -> Placement:
 
 
 def prices_of(fleets: Fleets, placement: Placement, currency: str) -> Prices:
-    """Return the prices of a batch; those of the largest part if several fleets run it."""
+    """Return the prices of a batch; those of the largest part if several fleets run it.
+
+    Only parts without prices of their own have them then.
+    """
     name = placement.fleet or max(placement.spread, key=lambda part: part.lines).fleet
     fleet = fleets.get(name)
     if fleet is None:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from lowtide.core.errors import InvalidRequest, NotFound, Unavailable
 from lowtide.core.ids import format_batch_id
+from lowtide.core.pools import SPOT_HOURS
 from lowtide.files.index import index_key, render_rows
 from lowtide.files.lines import InputLine, LineReader, Problem
 from lowtide.files.validation import Validation
-from lowtide.fleets.placement import place
+from lowtide.fleets.placement import place, prices_of
 from lowtide.objects.names import Damaged
 from lowtide.pipeline.split_store import DamagedIndex, Index
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
@@ -67,6 +68,7 @@ class Splitter:
         fleets: Fleets,
         publisher: Publisher,
         *,
+        currency: str = SPOT_HOURS,
         size: SegmentSize | None = None,
         keep_alive: float = 5.0,
         tracer: Tracer = UNTRACED,
@@ -75,6 +77,7 @@ class Splitter:
         self._objects = objects
         self._limits = limits
         self._fleets = fleets
+        self._currency = currency
         self._publisher = publisher
         self._size = size
         self._keep_alive = keep_alive
@@ -130,7 +133,8 @@ class Splitter:
             if split is None:
                 return
             split.copy(self._rows(job, split.segment))
-            events = split.start(index, placement)
+            prices = prices_of(self._fleets, placement, self._currency)
+            events = split.start(index, placement, prices)
         if events is None:
             return
         self._publisher.publish(events)

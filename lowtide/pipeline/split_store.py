@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.core.ids import BatchId
+    from lowtide.core.pools import Prices
     from lowtide.events.model import Event
     from lowtide.files.index import FileSegment
     from lowtide.files.lines import ModelCounts, Problem
@@ -130,12 +131,19 @@ UPDATE batch_fleets p SET split = p.split + n.lines FROM (
   FROM incoming GROUP BY 1) n
 WHERE p.batch_id = :batch AND p.fleet = n.fleet
 """)
+# The prices stay those of the creation, unless another fleet runs the batch than was known then.
 _START = text("""
 UPDATE batches SET status = 'in_progress', in_progress_at = now(), nudged_at = now(),
-  total = :total, model = :model, fleet = :fleet, fleet_of_model = cast(:by_model AS text[])
+  total = :total, model = :model, fleet = :fleet, fleet_of_model = cast(:by_model AS text[]),
+  spot_price = CASE WHEN fleet IS DISTINCT FROM :fleet THEN :spot_price ELSE spot_price END,
+  dedicated_price =
+    CASE WHEN fleet IS DISTINCT FROM :fleet THEN :dedicated_price ELSE dedicated_price END,
+  currency = CASE WHEN fleet IS DISTINCT FROM :fleet THEN :currency ELSE currency END
 WHERE id = :batch AND status = 'validating'
 """)
-_FORGET_PARTS = text("DELETE FROM batch_fleets WHERE batch_id = :batch")
+_FORGET_PARTS = text("""
+DELETE FROM batch_fleets WHERE batch_id = :batch RETURNING fleet, spot_price, dedicated_price
+""")
 # The copy takes seconds, hence not now(), which is when it began.
 _ADD_SEGMENTS = text("""
 INSERT INTO segments (batch_id, number, tenant_id, first_line, lines, index_start, index_end, split_at)
@@ -213,9 +221,10 @@ class SplitTransaction:
         if source.failure is not None:
             raise source.failure
 
-    def start(self, index: Index, placement: Placement) -> tuple[Event, ...] | None:
+    def start(self, index: Index, placement: Placement, prices: Prices) -> tuple[Event, ...] | None:
         """Start the batch with its first segment; return the events of the others.
 
+        `prices` are those of the placement now.
         Return None if the batch was cancelled meanwhile. Raises DamagedIndex.
         """
         segments = segments_in(index.segments)
@@ -228,6 +237,9 @@ class SplitTransaction:
             "model": index.model,
             "fleet": placement.fleet,
             "by_model": None if placement.fleet else list(placement.by_model),
+            "spot_price": prices.spot,
+            "dedicated_price": prices.dedicated,
+            "currency": prices.currency,
         }
         if self._connection.execute(_START, parameters).rowcount != 1:
             self._connection.rollback()
@@ -273,8 +285,15 @@ class SplitTransaction:
 
     def _spread(self, placement: Placement) -> None:
         """Record the requests by fleet; the fleets may have changed since the batch was created."""
-        self._connection.execute(_FORGET_PARTS, {"batch": self.job.batch})
-        add_parts(self._connection, self.job.tenant, self.job.batch, placement.spread)
+        rows = self._connection.execute(_FORGET_PARTS, {"batch": self.job.batch})
+        known = {row.fleet: row for row in rows}
+        parts = [
+            replace(part, spot_price=before.spot_price, dedicated_price=before.dedicated_price)
+            if (before := known.get(part.fleet))
+            else part
+            for part in placement.spread
+        ]
+        add_parts(self._connection, self.job.tenant, self.job.batch, parts)
         if placement.spread:
             self._count(placement)
 

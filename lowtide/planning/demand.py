@@ -144,10 +144,18 @@ def desired_replicas(
 
 @dataclass(frozen=True, slots=True)
 class PoolScale:
-    """The scaling of a pool by KEDA: rows per replica, and the max number of replicas."""
+    """The scaling of a pool by KEDA: rows per replica, and the max and min number of replicas."""
 
     rows_per_replica: int
     replicas: int
+    min_replicas: int = 0
+
+    def replicas_for(self, rows: int, *, max_replicas: int | None = None) -> int:
+        """Return the replicas for queued and running requests; the min number is above any max."""
+        most = self.replicas if max_replicas is None else min(self.replicas, max_replicas)
+        return desired_replicas(
+            rows, self.rows_per_replica, max_replicas=most, min_replicas=self.min_replicas
+        )
 
 
 def scaled_replicas(
@@ -158,19 +166,15 @@ def scaled_replicas(
     paused: bool,
     stranded: int = 0,
 ) -> int:
-    """Return the number of replicas for KEDA: no more than `planned`, if the pool is planned.
+    """Return the number of replicas that KEDA runs: no more than `planned`, if the pool is planned.
 
-    Requests in a pool keep one replica there even if the plan needs none: those that stay on
+    The min number of replicas runs in any case, as KEDA knows no other. Requests in a pool keep one replica there even if the plan needs none: those that stay on
     dedicated, and those still running. Requests that wait in a paused pool need none. `stranded` is
     the number of workers in a pool whose engines are all unavailable: it gets no more of them.
     """
-    max_replicas = scale.replicas
     if paused:
-        return desired_replicas(depth.running, scale.rows_per_replica, max_replicas=max_replicas)
-    if planned is not None:
-        max_replicas = min(max_replicas, max(planned, 1))
+        return scale.replicas_for(depth.running)
+    max_replicas = scale.replicas if planned is None else max(planned, 1)
     if stranded:
         max_replicas = min(max_replicas, stranded)
-    return desired_replicas(
-        depth.queued + depth.running, scale.rows_per_replica, max_replicas=max_replicas
-    )
+    return scale.replicas_for(depth.queued + depth.running, max_replicas=max_replicas)

@@ -159,13 +159,13 @@ _FALL_BACK = text(FALL_BACK)
 # segments would not know their fleet.
 _SPREAD = text("""
 WITH single AS (
-  SELECT id, tenant_id, fleet, model, total FROM batches
+  SELECT id, tenant_id, fleet, model, total, spot_price, dedicated_price FROM batches
   WHERE id = ANY(cast(:batches AS uuid[])) AND fleet IS NOT NULL ORDER BY id FOR NO KEY UPDATE
 ), spread AS (
   UPDATE batches b SET fleet = NULL, fleet_of_model = ARRAY[s.fleet] FROM single s WHERE b.id = s.id
 )
-INSERT INTO batch_fleets (batch_id, tenant_id, fleet, model, lines, split)
-SELECT id, tenant_id, fleet, model, total, total FROM single
+INSERT INTO batch_fleets (batch_id, tenant_id, fleet, model, lines, split, spot_price, dedicated_price)
+SELECT id, tenant_id, fleet, model, total, total, spot_price, dedicated_price FROM single
 """)
 _MOVE_PARTS = text("""
 WITH moved AS (
@@ -183,8 +183,11 @@ WITH moved AS (
   ORDER BY batch
   ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
 )
-INSERT INTO batch_fleets AS p (batch_id, tenant_id, fleet, model, lines, split)
-SELECT batch, tenant_id, :target, model, lines, lines FROM source
+INSERT INTO batch_fleets AS p (batch_id, tenant_id, fleet, model, lines, split, spot_price,
+  dedicated_price)
+SELECT batch, tenant_id, :target, model, lines, lines, (f.spec -> 'spot' ->> 'price')::double precision,
+  (f.spec -> 'dedicated' ->> 'price')::double precision
+FROM source LEFT JOIN fleets f ON f.name = :target
 ON CONFLICT (batch_id, fleet) DO UPDATE SET lines = p.lines + excluded.lines,
   split = p.split + excluded.split, model = CASE WHEN p.model = excluded.model THEN p.model END
 """)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from lowtide.core.errors import LowtideError
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from lowtide.batches.model import Batch
     from lowtide.planning.demand import PoolScale
-    from lowtide.status.snapshot import SnapshotStore, SystemSnapshot
+    from lowtide.status.snapshot import SystemSnapshot
+    from lowtide.status.snapshot_store import SnapshotStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,8 @@ def scales_of(samples: Sequence[Sample]) -> dict[FleetPool, Scale]:
     return found
 
 
+PLAN_AGE: Final = timedelta(seconds=60)
+"""An older plan bounds no replicas, as in KEDA's query."""
 SAMPLE_SECONDS: Final = 15.0
 SAMPLES: Final = 240
 
@@ -184,9 +188,12 @@ class SystemWatch:
         """Return the replicas of one fleet: for dedicated at most the planned ones."""
         if name not in self._scales:  # no longer declared: nothing scales it
             return 0
+        is_fresh = fleet.ticked_at is None or fleet.at - fleet.ticked_at <= PLAN_AGE
+        is_planned = pool is Pool.DEDICATED and is_fresh
         return scaled_replicas(
             fleet.depth(pool),
             self._scales[name][pool],
-            planned=fleet.fleets[name].planned if pool is Pool.DEDICATED else None,
+            planned=fleet.fleets[name].planned if is_planned else None,
             paused=fleet.pause(FleetPool(name, pool)) is not None,
+            stranded=fleet.stranded(pool),
         )

@@ -209,17 +209,16 @@ CROSS JOIN LATERAL (
     coalesce(sum(w.completed + w.failed), 0)::bigint AS lines,
     coalesce(sum(w.input_tokens), 0)::bigint AS input_tokens,
     coalesce(sum(w.output_tokens), 0)::bigint AS output_tokens,
-    coalesce(sum(w.replica_seconds / 3600
-      * CASE w.pool WHEN 'spot' THEN b.spot_price ELSE b.dedicated_price END)
-      FILTER (WHERE b.currency = :currency), 0) AS cost
+    coalesce(sum(w.cost) FILTER (WHERE b.currency = :currency), 0) AS cost
   FROM (
-    SELECT id, spot_price, dedicated_price, currency FROM batches WHERE tenant_id = t.id
+    SELECT id, fleet, spot_price, dedicated_price, currency FROM batches WHERE tenant_id = t.id
       AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
     UNION ALL
-    SELECT id, spot_price, dedicated_price, currency FROM batches WHERE tenant_id = t.id
+    SELECT id, fleet, spot_price, dedicated_price, currency FROM batches WHERE tenant_id = t.id
       AND status IN ('completed', 'failed', 'expired', 'cancelled')
       AND coalesce(completed_at, failed_at, expired_at, cancelled_at) > now() - interval '24 hours'
-  ) b LEFT JOIN LATERAL (SELECT * FROM tallies WHERE batch_id = b.id OFFSET 0) w ON true) day
+  ) b LEFT JOIN LATERAL (
+    SELECT * FROM tally_costs(b.id, b.fleet, b.spot_price, b.dedicated_price) OFFSET 0) w ON true) day
 ORDER BY t.name
 """  # noqa: S608
 _PAGE = text(PAGE)

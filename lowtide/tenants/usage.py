@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from lowtide.core.errors import NotFound
-from lowtide.core.pools import Cost, Pool, Prices, cost_of
+from lowtide.core.pools import Cost, FleetPool, Pool
 from lowtide.database.connections import acting_for
 from lowtide.tenants.store import LIMIT_COLUMNS, METERED, METERS, limits_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Engine
@@ -39,9 +39,9 @@ class MonthUse:
 
 @dataclass(frozen=True, slots=True)
 class PausedPool:
-    """A paused pool, as tenants see it: without who paused it."""
+    """A paused pool of a fleet, as tenants see it: without who paused it."""
 
-    pool: Pool
+    place: FleetPool
     since: datetime
 
 
@@ -66,28 +66,29 @@ FROM tenants t {METERED} WHERE t.id = :tenant
 """  # noqa: S608
 _LIMITS_IN_USE = text(LIMITS_IN_USE)
 MONTH = """
-SELECT b.spot_price, b.dedicated_price, b.currency, count(*) AS batches,
+SELECT b.currency, count(*) AS batches,
   sum(w.requests)::bigint AS requests, sum(w.input_tokens)::bigint AS input_tokens,
-  sum(w.output_tokens)::bigint AS output_tokens, sum(w.spot_seconds) AS spot_seconds,
-  sum(w.dedicated_seconds) AS dedicated_seconds
+  sum(w.output_tokens)::bigint AS output_tokens, sum(w.spot) AS spot,
+  sum(w.dedicated) AS dedicated, sum(w.all_dedicated) AS all_dedicated
 FROM (
-  SELECT id, spot_price, dedicated_price, currency FROM batches WHERE tenant_id = :tenant
+  SELECT id, fleet, spot_price, dedicated_price, currency FROM batches WHERE tenant_id = :tenant
     AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
   UNION ALL
-  SELECT id, spot_price, dedicated_price, currency FROM batches WHERE tenant_id = :tenant
+  SELECT id, fleet, spot_price, dedicated_price, currency FROM batches WHERE tenant_id = :tenant
     AND status IN ('completed', 'failed', 'expired', 'cancelled')
     AND coalesce(completed_at, failed_at, expired_at, cancelled_at) >= date_trunc('month', now(), 'UTC')
 ) b CROSS JOIN LATERAL (
   SELECT coalesce(sum(completed + failed), 0) AS requests,
     coalesce(sum(input_tokens), 0) AS input_tokens,
     coalesce(sum(output_tokens), 0) AS output_tokens,
-    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'spot'), 0) AS spot_seconds,
-    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated_seconds
-  FROM tallies WHERE batch_id = b.id) w
-GROUP BY b.spot_price, b.dedicated_price, b.currency
+    coalesce(sum(cost) FILTER (WHERE pool = 'spot'), 0) AS spot,
+    coalesce(sum(cost) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated,
+    coalesce(sum(dedicated_cost), 0) AS all_dedicated
+  FROM tally_costs(b.id, b.fleet, b.spot_price, b.dedicated_price)) w
+GROUP BY b.currency
 """
 _MONTH = text(MONTH)
-_PAUSED = text("SELECT pool, since FROM paused_pools ORDER BY since, pool")
+_PAUSED = text("SELECT fleet, pool, since FROM paused_pools ORDER BY since, fleet, pool")
 
 
 class UsageStore:
@@ -104,13 +105,13 @@ class UsageStore:
             if row is None:
                 raise NotFound("Tenant not found.")
             months = connection.execute(_MONTH, parameters).all()
-            paused = connection.execute(_PAUSED).all()
+            pauses = connection.execute(_PAUSED).all()
         return TenantUsage(
             row.name,
             limits_of(row),
             _used(row),
             _month(row.month, months),
-            tuple(PausedPool(Pool(pause.pool), pause.since) for pause in paused),
+            tuple(PausedPool(FleetPool(row.fleet, Pool(row.pool)), row.since) for row in pauses),
         )
 
 
@@ -131,23 +132,8 @@ def _month(since: datetime, rows: Sequence[Any]) -> MonthUse:
         requests=sum(row.requests for row in rows),
         input_tokens=sum(row.input_tokens for row in rows),
         output_tokens=sum(row.output_tokens for row in rows),
-        costs=_costs(rows),
-    )
-
-
-def _costs(rows: Iterable[Any]) -> tuple[Cost, ...]:
-    """Return the sum of the costs at different prices for each currency."""
-    by_currency: dict[str, list[Cost]] = {}
-    for row in rows:
-        prices = Prices(row.spot_price, row.dedicated_price, row.currency)
-        cost = cost_of(row.spot_seconds, row.dedicated_seconds, prices)
-        by_currency.setdefault(row.currency, []).append(cost)
-    return tuple(
-        Cost(
-            currency,
-            spot=sum(cost.spot for cost in costs),
-            dedicated=sum(cost.dedicated for cost in costs),
-            all_dedicated=sum(cost.all_dedicated for cost in costs),
-        )
-        for currency, costs in sorted(by_currency.items())
+        costs=tuple(
+            Cost(row.currency, row.spot, row.dedicated, row.all_dedicated)
+            for row in sorted(rows, key=lambda row: row.currency)
+        ),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -16,14 +15,6 @@ from portal.theme import Tone
 if TYPE_CHECKING:
     from lowtide.files.model import FileEstimate, StoredFile
     from lowtide.files.service import Checked
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """Requests per second of one replica, measured by workers or configured."""
-
-    lines_a_second: float
-    measured: bool
 
 
 class FileReport:
@@ -78,9 +69,9 @@ class FileReport:
         self._show_outcome(Badge(text="Upload failed", tone=Tone.BAD), text=message)
 
     def accept(
-        self, stored: StoredFile, checked: Checked, estimate: FileEstimate, rate: Rate
+        self, stored: StoredFile, checked: Checked, estimate: FileEstimate, source: str
     ) -> None:
-        """Show the contents of the file and the estimate of running it."""
+        """Show the contents of the file, the estimate of running it, and the source of its rate."""
         badges = [Badge(text="Ready", tone=Tone.GOOD)]
         if stored.zero_retention:
             badges.append(ZERO_RETENTION)
@@ -104,7 +95,8 @@ class FileReport:
                             ui.label(name).classes("muted small")
                         with ui.element("dd"):
                             ui.label(value).classes("break")
-            ui.label(_basis_text(rate)).classes("muted small")
+            rate = checked.lines / estimate.replica_seconds
+            ui.label(_basis_text(rate, source)).classes("muted small")
 
     def _show_outcome(self, *states: Badge, text: str) -> None:
         self._box.clear()
@@ -123,12 +115,18 @@ def _progress_text(checked: Checked) -> str:
     return f"{text}, {counted(len(checked.problems), 'problem')}{position}"
 
 
-def _basis_text(rate: Rate) -> str:
-    source = (
-        "measured by workers" if rate.measured else "configured, as there are no measurements yet"
-    )
+def rate_source(measured: int, models: int) -> str:
+    """Return the source of a file's rate in words: the rate of some of its models is measured."""
+    if not measured:
+        return "configured, as there are no measurements yet"
+    if measured < models:
+        return f"measured by workers for {number(measured)} of {counted(models, 'model')}"
+    return "measured by workers"
+
+
+def _basis_text(rate: float, source: str) -> str:
     return (
         f"Estimates: one token per {BYTES_A_TOKEN} bytes of the file, output excluded; "
-        f"{rate.lines_a_second:.3g} requests per second and replica ({source}); cost from all on spot "
+        f"{rate:.3g} requests per second and replica ({source}); cost from all on spot "
         "to all on dedicated, without retries."
     )

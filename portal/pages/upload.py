@@ -11,13 +11,13 @@ from nicegui import ui
 from lowtide.batches.service import BatchRequest
 from lowtide.core.errors import LowtideError
 from lowtide.core.ids import format_batch_id, format_file_id
-from lowtide.files.model import estimate_file
+from lowtide.files.model import FilePart, estimate_file
 from portal.components.basics import heading
 from portal.components.drop_zone import DropZone
 from portal.components.frame import frame, page
 from portal.formats import counted, day, duration, size
 from portal.loading import load
-from portal.pages.file_report import FileReport, Rate
+from portal.pages.file_report import FileReport, rate_source
 from portal.receiving import PATH as RECEIVING
 from portal.receiving import Arrivals, Receiver
 from portal.services import in_thread, lowtide, services_for, tenants_for
@@ -203,15 +203,25 @@ class _Upload:
         if checked.problems:
             self._report.refuse(checked)
             return
+        models = stored.model_counts or ((checked.model, checked.lines),)
         fleets = self._services.fleets
-        fleet = fleets.route(checked.model or "") or next(iter(fleets))
+        routed = [(model, fleets.route(model or "") or next(iter(fleets))) for model, _ in models]
         measured = await in_thread(
-            lambda: self._services.forecaster.measured_rate(fleet.name, checked.model)
+            lambda: [
+                self._services.forecaster.measured_rate(fleet.name, model)
+                for model, fleet in routed
+            ]
         )
-        rate = Rate(measured or fleet.dedicated.rate, measured=measured is not None)
-        prices = self._services.prices(fleet)
-        estimate = estimate_file(checked.size, checked.lines, rate.lines_a_second, prices)
-        self._report.accept(stored, checked, estimate, rate)
+        parts = [
+            FilePart(lines, rate or fleet.dedicated.rate, self._services.prices(fleet))
+            for (_, lines), (_, fleet), rate in zip(models, routed, measured, strict=True)
+        ]
+        self._report.accept(
+            stored,
+            checked,
+            estimate_file(checked.size, parts),
+            rate_source(sum(rate is not None for rate in measured), len(measured)),
+        )
         self._form.offer(stored)
 
 

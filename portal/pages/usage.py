@@ -52,7 +52,7 @@ def cost_note(cost: Cost) -> str:
 def pause_note(pause: PausedPool, now: datetime, zone: tzinfo) -> str:
     """Return a pause in words, without who paused the pool."""
     since = f"{absolute(pause.since, zone)} ({ago(pause.since, now)})"
-    return f"{pause.pool.capitalize()} paused since {since}: its workers start no requests."
+    return f"{pause.place.label.capitalize()} paused since {since}: its workers start no requests."
 
 
 def install(watching: Watching, *, api_url: str) -> None:

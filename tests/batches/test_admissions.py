@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
-from sqlalchemy import text
 
 from lowtide.batches.admission import AdmissionPolicy
 from lowtide.batches.forecast import WorkloadStore
@@ -132,27 +131,6 @@ def test_outlook_is_empty_without_work(world: World) -> None:
     workload = WorkloadStore(world.api).read().of(DEFAULT_FLEET)
     assert (workload.work, workload.workers, workload.rates) == ((), {}, {})
     assert abs(workload.at - datetime.now(UTC)) < timedelta(seconds=30)
-
-
-def test_replica_seconds_add_up_by_pool(world: World) -> None:
-    batch = world.batch(2)
-    with world.worker.begin() as connection:
-        for pool, seconds in (("spot", 1.5), ("spot", 2.0), ("dedicated", 4.0)):
-            connection.execute(
-                text(
-                    "INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, replica_seconds) "
-                    "VALUES (:batch, :pool, :lease, :tenant, :seconds)"
-                ),
-                {
-                    "batch": batch,
-                    "pool": pool,
-                    "lease": new_id(),
-                    "tenant": DEFAULT_TENANT,
-                    "seconds": seconds,
-                },
-            )
-    stored = world.batches.get(DEFAULT_TENANT, batch)
-    assert (stored.spot_seconds, stored.dedicated_seconds) == (3.5, 4.0)
 
 
 def test_concurrent_open_creations_all_succeed(world: World) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from lowtide.batches.model import Batch, BatchStatus, Outcomes, SlaState
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId
-from lowtide.core.pools import Prices
+from lowtide.core.pools import Cost
 
 DEADLINE = datetime(2026, 1, 2, tzinfo=UTC)
 EARLY, LATE = DEADLINE - timedelta(seconds=1), DEADLINE + timedelta(seconds=1)
@@ -29,7 +29,7 @@ def example(
         deadline=DEADLINE, in_progress_at=None, finalizing_at=None,
         completed_at=ends["completed"], failed_at=ends["failed"], expired_at=ends["expired"],
         cancelling_at=None, cancelled_at=ends["cancelled"], at_risk=at_risk, total=0,
-        outcomes=Outcomes(), prices=Prices(1.0, 3.0, "USD"), output_file=None, error_file=None, errors=(), metadata=None, input_tokens=0,
+        outcomes=Outcomes(), cost=Cost("USD", 0.0, 0.0, 0.0), output_file=None, error_file=None, errors=(), metadata=None, input_tokens=0,
         output_tokens=0, interruptions=0, retries=0, escalations=0, finished_on_dedicated=0,
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ from lowtide.core.ids import format_batch_id
 from lowtide.files.service import Upload
 from lowtide.pipeline import exports, imports
 from lowtide.settings import PREFIX
-from lowtide.status.snapshot import SnapshotStore
+from lowtide.status.snapshot_store import SnapshotStore
 from tests.buckets.test_urls import ATTACKS
 from tests.conftest import API_KEY
 from tests.http.forms import line, upload

@@ -27,7 +27,7 @@ from lowtide.planning.escalation import Move
 from lowtide.queue import claiming, draining
 from lowtide.queue import store as queue_store
 from lowtide.scheduler import plan, samples, sweep
-from lowtide.status import snapshot
+from lowtide.status import snapshot_store
 from lowtide.tenants import store as tenants_store
 from manifests.overlays import rendered
 from tests.loads import fill
@@ -347,7 +347,7 @@ def test_tick_query_reads_bounded_pages(load: Load) -> None:
 
 def test_tenant_loads_read_bounded_pages(load: Load) -> None:
     """The query counts by tenant, and reads one index entry per batch and pool."""
-    nodes, pages = run(load, "loads by tenant", snapshot.TENANTS)
+    nodes, pages = run(load, "loads by tenant", snapshot_store.TENANTS)
     assert pages <= 1500 + load.lines / 250
     if load.lines > BATCH_LINES:
         assert "queue" not in _scanned(nodes)

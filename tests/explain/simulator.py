@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from lowtide.batches.model import Batch, BatchStatus, Outcomes
 from lowtide.batches.workload import FleetCapacity, OpenWork, PoolWorkers, Workload
 from lowtide.core.ids import BatchId, FileId, TenantId
-from lowtide.core.pools import Pool, Prices
+from lowtide.core.pools import Cost, Pool
 from lowtide.planning.demand import (
     Capacity,
     PoolScale,
@@ -526,5 +526,5 @@ _BATCH = Batch(
     cancelling_at=None, cancelled_at=None, at_risk=False, total=0, outcomes=Outcomes(),
     output_file=None, error_file=None, errors=(), metadata=None, input_tokens=0, output_tokens=0,
     interruptions=0, retries=0, escalations=0, finished_on_dedicated=0,
-    prices=Prices(1.0, 3.0, "USD"),
+    cost=Cost("USD", 0.0, 0.0, 0.0),
 )  # fmt: skip

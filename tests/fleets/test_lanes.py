@@ -24,7 +24,7 @@ from lowtide.planning.state import SchedulerState, decide
 from lowtide.queue.store import QueueStore
 from tests.fleets.single import SINGLE
 from tests.scheduler.test_pools_store import pause_store
-from tests.worlds import done
+from tests.worlds import PRICES, done
 
 if TYPE_CHECKING:
     from lowtide.core.ids import BatchId
@@ -68,7 +68,7 @@ def _batch(world: World, *, segments: int = 1, due_in: float = 86_400) -> BatchI
     with world.opened(batch, index) as split:
         assert split is not None
         split.copy([rows[0]])
-        assert split.start(index, SPREAD) is not None
+        assert split.start(index, SPREAD, PRICES) is not None
     return batch
 
 

@@ -42,7 +42,10 @@ def test_several_fleets_run_a_mixed_file() -> None:
     placed = place(FLEETS, (("llama-8b", 5), ("llama-70b", 2), ("qwen-7b", 3)), CHAT)
     assert placed == Placement(
         None,
-        (BatchPart("small", 8), BatchPart("large", 2, "llama-70b")),
+        (
+            BatchPart("small", 8, None, 1.0, 3.0),
+            BatchPart("large", 2, "llama-70b", 8.0, 24.0),
+        ),
         ("small", "large", "small"),
     )
     assert placed.parts(10) == {"small": 8, "large": 2}

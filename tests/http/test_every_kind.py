@@ -15,7 +15,7 @@ from lowtide.batches.views import BatchFilter, BatchOrder
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, format_batch_id
 from lowtide.core.pools import Pool
 from lowtide.planning.reasons import Reason, describe
-from lowtide.status.snapshot import SnapshotStore
+from lowtide.status.snapshot_store import SnapshotStore
 from tests.kinds import BOUND, KINDS, Builder
 
 if TYPE_CHECKING:

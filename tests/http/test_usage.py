@@ -57,7 +57,8 @@ def test_usage_has_limits_cost_and_pauses(api: Api, used: World) -> None:
     body = api("GET", "/v1/usage").json
     (paused,) = body.pop("paused_pools")
     assert paused["pool"] == "dedicated"
-    assert set(paused) == {"pool", "since"}
+    assert paused["fleet"] == "default"
+    assert set(paused) == {"fleet", "pool", "since"}
     since = used.value("SELECT extract(epoch FROM date_trunc('month', now(), 'UTC'))::bigint")
     assert body == {
         "object": "usage",
@@ -74,6 +75,19 @@ def test_usage_has_limits_cost_and_pauses(api: Api, used: World) -> None:
             }],
         },
     }  # fmt: skip
+
+
+@pytest.mark.usefixtures("used")
+def test_command_names_the_fleet_of_a_paused_pool(api: Api, world: World) -> None:
+    with world.database.engine("operator").begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO paused_pools (fleet, pool, paused_by) VALUES ('large', 'spot', 'Ada')"
+            )
+        )
+    with _served(api) as url:
+        shown = CliRunner().invoke(app, ["usage", "--url", url, "--key", API_KEY]).output
+    assert ", spot of large since 20" in shown
 
 
 def test_usage_counts_its_own_call_against_the_rate_limit(api: Api, world: World) -> None:

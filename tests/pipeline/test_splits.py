@@ -13,7 +13,7 @@ from lowtide.files.index import FileSegment, read_rows, render_rows
 from lowtide.files.lines import InputLine, Problem
 from lowtide.fleets.placement import DEFAULT_PLACEMENT
 from lowtide.pipeline.split_store import Index
-from tests.worlds import Running, World, gate, input_lines, together
+from tests.worlds import PRICES, Running, World, gate, input_lines, together
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,7 @@ def test_any_custom_id_survives_copy(world: World, custom_id: str) -> None:
     with world.opened(batch, index) as split:
         assert split is not None
         split.copy([render_rows(given)])
-        assert split.start(index, DEFAULT_PLACEMENT) == ()
+        assert split.start(index, DEFAULT_PLACEMENT, PRICES) == ()
     assert [row.custom_id for row in read_rows([render_rows(given)])] == [custom_id, "next"]
     rows = world.rows("SELECT custom_id, start, length, checksum FROM requests ORDER BY line")
     assert [tuple(row) for row in rows] == [(custom_id, 3, 4, -(2**31)), ("next", 5, 6, None)]
@@ -120,7 +120,7 @@ def test_killed_split_leaves_nothing(world: World) -> None:
         with world.opened(batch, _index(100)) as split:
             assert split is not None
             split.copy([render_rows(input_lines(100))])
-            split.start(_index(100), DEFAULT_PLACEMENT)
+            split.start(_index(100), DEFAULT_PLACEMENT, PRICES)
             raise Killed
 
     with pytest.raises(Killed):

@@ -56,3 +56,22 @@ def test_pool_without_engine_gains_no_replicas(
         Depth(99, 0), PoolScale(5, 4), planned=planned, paused=False, stranded=stranded
     )
     assert scaled == replicas
+
+
+@pytest.mark.parametrize(
+    ("depth", "planned", "paused", "stranded", "replicas"),
+    [
+        pytest.param(Depth(0, 0), None, False, 0, 2, id="nothing waits"),
+        pytest.param(Depth(11, 0), None, False, 0, 3, id="more are needed"),
+        pytest.param(Depth(99, 0), 1, False, 0, 2, id="above the plan"),
+        pytest.param(Depth(99, 0), None, True, 0, 2, id="paused"),
+        pytest.param(Depth(99, 0), None, False, 1, 2, id="without engine"),
+        pytest.param(Depth(99, 0), None, False, 0, 4, id="maximum"),
+    ],
+)
+def test_min_replicas_run_in_any_case(
+    depth: Depth, planned: int | None, paused: bool, stranded: int, replicas: int
+) -> None:
+    scale = PoolScale(5, 4, min_replicas=2)
+    scaled = scaled_replicas(depth, scale, planned=planned, paused=paused, stranded=stranded)
+    assert scaled == replicas

@@ -313,6 +313,11 @@ def test_move_is_described_by_its_reason() -> None:
     assert words_of(replace(note, kind="on_track", reason=None)) == "On track"
 
 
+def test_fallback_names_the_fleet() -> None:
+    note = Note("escalated", Pool.DEDICATED, None, 2, "cpu", NOW, reason=Reason.FALLBACK)
+    assert words_of(note) == "Escalated: Fleet cpu can still hold the deadline"
+
+
 @pytest.mark.parametrize(
     ("seconds", "readings"),
     [(0.0, [1, 2, 3, 4]), (10.0, [1, 1, 2, 2])],

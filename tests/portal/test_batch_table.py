@@ -12,7 +12,7 @@ import pytest
 from lowtide.batches.model import Batch, BatchStatus, Outcomes
 from lowtide.batches.views import BatchOrder
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, FileId
-from lowtide.core.pools import Prices
+from lowtide.core.pools import Cost
 from portal.components.batch_table import columns_of, following, row_of
 from portal.theme import Tone
 
@@ -40,7 +40,7 @@ RUNNING = Batch(
     at_risk=False,
     total=2000,
     outcomes=Outcomes(queued=1000, completed=990, failed=10),
-    prices=Prices(1.0, 3.0, "USD"),
+    cost=Cost("USD", 0.0, 0.0, 0.0),
     output_file=None,
     error_file=None,
     errors=(),
@@ -156,7 +156,7 @@ def test_dropped_requests_are_not_done() -> None:
 
 
 def test_ended_batch_shows_duration_and_cost() -> None:
-    row = row_of(replace(DONE, spot_seconds=7200.0), NOW + HOUR, "")
+    row = row_of(replace(DONE, cost=Cost("USD", 2.0, 0.0, 6.0)), NOW + HOUR, "")
     assert (row["time"], row["cost"]) == ("1 h", "2.00 USD")
     assert row["time_at"] == "Ended 2 Jan 2026, 12:00:00 · 2 Jan 2026, 12:00:00 UTC"
 

@@ -13,7 +13,8 @@ import pytest
 
 from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.planning.demand import PoolScale
-from lowtide.status.snapshot import SnapshotStore, SystemSnapshot
+from lowtide.status.snapshot import SystemSnapshot
+from lowtide.status.snapshot_store import SnapshotStore
 from lowtide.status.watch import SystemWatch
 from portal import polling
 from portal.polling import Poller, Readings, Subject, rest_after

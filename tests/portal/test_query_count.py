@@ -11,7 +11,7 @@ from sqlalchemy import event
 from lowtide.core.ids import now
 from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.planning.demand import PoolScale
-from lowtide.status.snapshot import SnapshotStore
+from lowtide.status.snapshot_store import SnapshotStore
 from lowtide.status.watch import SystemWatch
 from portal.polling import Poller
 

@@ -26,7 +26,7 @@ from lowtide.objects.store import ObstoreObjects
 from lowtide.reruns.store import RerunStore
 from lowtide.search.model import Kind, parse_query
 from lowtide.search.store import SearchStore
-from lowtide.status.snapshot import SnapshotStore
+from lowtide.status.snapshot_store import SnapshotStore
 from tests.batches.test_forecasts import FLEET
 from tests.retention.days import DAY, KEPT, ended, retention, rows
 

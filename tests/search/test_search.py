@@ -21,7 +21,7 @@ from lowtide.search.indexing import SearchIndexer
 from lowtide.search.model import Kind
 from lowtide.search.service import Search
 from lowtide.search.store import SearchStore
-from tests.worlds import Running, World, gate, together
+from tests.worlds import PRICES, Running, World, gate, together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ def split(world: World, batch: BatchId, custom_ids: Sequence[str]) -> None:
     with world.opened(batch, index) as transaction:
         assert transaction is not None
         transaction.copy([rows])
-        assert transaction.start(index, DEFAULT_PLACEMENT) == ()
+        assert transaction.start(index, DEFAULT_PLACEMENT, PRICES) == ()
 
 
 def batch_of(world: World, *custom_ids: str, **changes: Any) -> BatchId:

@@ -16,19 +16,15 @@ from lowtide.database.connections import connect
 from lowtide.engines.breaker import BreakerState
 from lowtide.scheduler.pauses import PauseStore
 from lowtide.status.last_seen import Component, LastSeenStore, Observation
-from lowtide.status.snapshot import (
+from lowtide.status.snapshot import MAX_LISTED, Backlog, EngineUse, SystemSnapshot, Totals
+from lowtide.status.snapshot_store import (
     EVENTS,
     LETTERS,
     LISTED_LETTERS,
-    MAX_LISTED,
     RECENT,
     RISKY,
     TOTALS,
-    Backlog,
-    EngineUse,
     SnapshotStore,
-    SystemSnapshot,
-    Totals,
 )
 from tests.loads import fill
 from tests.plans import analyzed, executed_nodes, plan_nodes

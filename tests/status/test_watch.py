@@ -14,13 +14,8 @@ from lowtide.core.errors import Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, BatchId
 from lowtide.core.pools import DEFAULT_FLEET, Depth, FleetPool, Pool, PoolPause
 from lowtide.planning.demand import PoolScale
-from lowtide.status.snapshot import (
-    FleetLoad,
-    LiveWorkers,
-    SnapshotStore,
-    SystemSnapshot,
-    TenantLoad,
-)
+from lowtide.status.snapshot import FleetLoad, LiveWorkers, SystemSnapshot, TenantLoad
+from lowtide.status.snapshot_store import SnapshotStore
 from lowtide.status.watch import (
     SAMPLE_SECONDS,
     SAMPLES,

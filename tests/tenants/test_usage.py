@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import DEFAULT_TENANT, TenantId, new_id
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.database.connections import acting_for
 from lowtide.tenants import usage
 from lowtide.tenants.usage import UsageStore
@@ -115,10 +115,13 @@ def test_limits_are_shown_with_their_use(world: World, store: UsageStore) -> Non
 def test_paused_pools_are_shown_without_who_paused_them(world: World, store: UsageStore) -> None:
     with world.database.engine("operator").begin() as connection:
         connection.execute(
-            text("INSERT INTO paused_pools (pool, paused_by) VALUES ('spot', 'Ada')")
+            text(
+                "INSERT INTO paused_pools (fleet, pool, paused_by) "
+                "VALUES ('default', 'spot', 'Ada'), ('large', 'spot', 'Ada')"
+            )
         )
-    (paused,) = store.read(DEFAULT_TENANT).paused
-    assert paused.pool is Pool.SPOT
+    places = [pause.place for pause in store.read(DEFAULT_TENANT).paused]
+    assert places == [(DEFAULT_FLEET, Pool.SPOT), ("large", Pool.SPOT)]
     assert "Ada" not in repr(store.read(DEFAULT_TENANT))
 
 

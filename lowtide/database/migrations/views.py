@@ -1,4 +1,7 @@
-"""Views that a migration creates again unchanged when their tables change."""
+"""Views that a migration creates again unchanged when their tables change.
+
+0005 replaces `BATCH_STATES` with a view that has costs.
+"""
 
 from __future__ import annotations
 
