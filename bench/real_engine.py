@@ -186,7 +186,7 @@ def run_batch(client: OpenAI, path: Path) -> tuple[float, float]:
         input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h"
     )
     while batch.status not in {"completed", "failed", "expired", "cancelled"}:
-        time.sleep(0.1)
+        time.sleep(0.05)
         batch = client.batches.retrieve(batch.id)
     ended = time.time()
     counts = batch.request_counts

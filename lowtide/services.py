@@ -84,6 +84,7 @@ def capacity(settings: Settings, fleet: Fleet) -> Capacity:
         margin=settings.safety_margin,
         tick=settings.tick,
         in_flight=fleet.engine.concurrency or settings.assumed_concurrency,
+        searches=fleet.engine.searches,
     )
 
 

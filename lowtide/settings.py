@@ -625,7 +625,7 @@ class Settings(BaseSettings):
 
     @property
     def assumed_concurrency(self) -> int:
-        """The number of requests in flight that plans reckon with."""
+        """The number of requests in flight that plans reckon with until a search found another."""
         return self.concurrency or _CONCURRENCY
 
     @property

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 _WORK = text("""
-SELECT f.name, now() AS at, ARRAY(SELECT pool FROM paused_pools WHERE fleet = f.name) AS paused, w.*
+SELECT f.name, now() AS at, ARRAY(SELECT pool FROM paused_pools WHERE fleet = f.name) AS paused, (
+  SELECT json_object_agg(pool, concurrency) FROM found_concurrency WHERE fleet = f.name) AS concurrency,
+  w.*
 FROM fleets f LEFT JOIN open_work() w ON w.fleet = f.name AND w.lines > 0 ORDER BY w.deadline
 """)
 _WORKERS = text("SELECT fleet, pool, ready, away, starting FROM living_workers()")
@@ -54,6 +56,9 @@ def read_workloads(connection: Connection) -> Workloads:
                 work=tuple(_open_work(row) for row in rows if row.lines is not None),
                 workers=workers.get(fleet, {}),
                 rates=rates.get(fleet, {}),
+                concurrency={
+                    Pool(pool): found for pool, found in (rows[0].concurrency or {}).items()
+                },
                 paused=frozenset(map(Pool, rows[0].paused)),
             )
             for fleet, rows in rows_of.items()

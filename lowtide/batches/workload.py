@@ -117,14 +117,16 @@ CROWD: Final = 0.5
 class Workload:
     """A fleet's part of the open work, its workers and their rates, at the database's time `at`.
 
-    `rates` are measured, by pool and model ("" for several). Workers of `paused` pools finish their
-    claims and claim nothing more.
+    `rates` are measured, by pool and model ("" for several); `concurrency` is what the last search of
+    a pool for its requests in flight found. Workers of `paused` pools finish their claims and claim
+    nothing more.
     """
 
     at: datetime
     work: tuple[OpenWork, ...] = ()
     workers: Mapping[Pool, PoolWorkers] = field(default_factory=dict)
     rates: Mapping[tuple[Pool, str], Rate] = field(default_factory=dict)
+    concurrency: Mapping[Pool, int] = field(default_factory=dict)
     paused: frozenset[Pool] = frozenset()
 
     @property
@@ -196,6 +198,7 @@ class Workload:
             ended=ended,
             retried=retried,
             rates=dedicated,
+            concurrency=self.concurrency.get(Pool.DEDICATED),
             paused=self.paused,
         )
         return state.measured(capacity)
@@ -393,8 +396,9 @@ class Workload:
         At first only short requests have a result: the time at the measured rate counts as many
         results as a worker runs at a time, twice.
         """
-        expected = fleet.dedicated.in_flight / self.rate(pool, fleet.dedicated.rate)
-        known = 2 * fleet.dedicated.in_flight
+        in_flight = fleet.dedicated.in_flight_of(self.concurrency.get(pool))
+        expected = in_flight / self.rate(pool, fleet.dedicated.rate)
+        known = 2 * in_flight
         return (work.running_seconds + known * expected) / (work.ended + known)
 
     def _after(self, seconds: float) -> datetime | None:

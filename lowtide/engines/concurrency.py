@@ -95,19 +95,20 @@ class _Round:
 class Concurrency:
     """Finds the limit on requests in flight, between 1 and `most`; times in seconds.
 
-    `is_settled` once growth has ended: from then on the limit only follows changes.
+    It starts at `start`. `is_settled` once growth has ended: from then on the limit only follows
+    changes.
     """
 
     needs_load = False
 
     def __init__(self, most: int, start: int = START) -> None:
         self._most = most
-        self._start = min(start, most)
+        self.start = start
         self.restart()
 
     def restart(self) -> None:
         """Search from the start: the engine may be another one."""
-        self.limit = self._start
+        self.limit = min(self.start, self._most)
         self.is_settled = False
         self._ceiling = self._most
         self._step = _DOUBLE

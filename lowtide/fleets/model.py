@@ -50,6 +50,11 @@ class EngineSpec:
     longest_context: int | None = None
     share: Share = "all"
 
+    @property
+    def searches(self) -> bool:
+        """Whether a worker searches for its number of requests in flight."""
+        return self.kind == "openai" and self.concurrency is None
+
 
 @dataclass(frozen=True, slots=True)
 class Fleet:

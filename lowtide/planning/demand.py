@@ -19,7 +19,8 @@ class Capacity:
 
     `rate` is in requests per second per replica. `tick` is the max time between two ticks of the
     scheduler. A busy replica runs `in_flight` requests at a time: half done, they count as open.
-    `attempts` is the average number of attempts until a request ends.
+    If it `searches` for that number, the one found last replaces the assumed one. `attempts` is the
+    average number of attempts until a request ends.
     """
 
     rate: float
@@ -28,7 +29,12 @@ class Capacity:
     margin: float
     tick: float
     in_flight: int = 1
+    searches: bool = False
     attempts: float = 1.0
+
+    def in_flight_of(self, found: int | None) -> int:
+        """Return the requests that a replica runs at a time; None if no search found them yet."""
+        return found if found is not None and self.searches else self.in_flight
 
     @property
     def line_rate(self) -> float:

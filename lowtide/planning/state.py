@@ -39,7 +39,8 @@ class SchedulerState:
 
     `present` dedicated replicas work; `wished` holds the time since which each wanted one has been
     wanted, longest first. `models` are those of the open batches, whose requests so far `ended` or
-    were `retried`; `rates` are dedicated's, by model ("" for workers that ran several). `paused`
+    were `retried`; `rates` are dedicated's, by model ("" for workers that ran several), `concurrency` is
+    what its last search for the requests in flight found. `paused`
     pools resume at an unknown time. `stranded` maps each pool whose engines are all unavailable to
     its number of workers; `away` is the number of dedicated workers without an engine.
     """
@@ -52,6 +53,7 @@ class SchedulerState:
     ended: int = 0
     retried: int = 0
     rates: Mapping[str, Rate] = field(default_factory=dict)
+    concurrency: int | None = None
     paused: frozenset[Pool] = frozenset()
     stranded: Mapping[Pool, int] = field(default_factory=dict)
     away: int = 0
@@ -105,6 +107,7 @@ class SchedulerState:
             capacity,
             rate=min(bounds, default=capacity.rate),
             replicas=0 if Pool.DEDICATED in self.idle else max(0, capacity.replicas - self.away),
+            in_flight=capacity.in_flight_of(self.concurrency),
             attempts=attempts_per_line(self.ended, self.retried),
         )
 

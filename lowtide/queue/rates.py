@@ -1,4 +1,4 @@
-"""Measured rates: reported by workers, folded by ticks, kept while no worker runs; telemetry."""
+"""Rates and concurrency that workers measured, kept while none runs; telemetry of workers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from lowtide.core.pools import Pool
+from lowtide.core.pools import FleetPool, Pool
 from lowtide.database.connections import begin
 from lowtide.planning.demand import Rate, RateSample
 
@@ -47,6 +47,17 @@ INSERT INTO service_rates (fleet, pool, model, seconds, lines, squares, weights)
 VALUES (:fleet, :pool, :model, :seconds, :lines, :squares, :weights)
 ON CONFLICT (fleet, pool, model) DO UPDATE SET seconds = excluded.seconds, lines = excluded.lines,
   squares = excluded.squares, weights = excluded.weights, updated_at = now()
+""")
+
+_FOUND = text("""
+SELECT concurrency FROM found_concurrency
+WHERE fleet = :fleet AND pool = :pool AND model_revision = :revision
+""")
+_RECORD_FOUND = text("""
+INSERT INTO found_concurrency (fleet, pool, concurrency, model_revision)
+VALUES (:fleet, :pool, :concurrency, :revision)
+ON CONFLICT (fleet, pool) DO UPDATE SET concurrency = excluded.concurrency,
+  model_revision = excluded.model_revision, updated_at = now()
 """)
 
 Rates = dict[tuple[str, Pool, str], Rate]
@@ -107,6 +118,28 @@ class RateStore:
                 rates[key] = rates.get(key, Rate()).fold(new_samples)
                 _store(connection, key, rates[key])
         return rates
+
+
+class ConcurrencyStore:
+    """Remember the requests in flight that the last search of a fleet's pool found.
+
+    A search on another `revision` of the model, or none yet, found nothing.
+    """
+
+    def __init__(self, engine: Engine, place: FleetPool, revision: str) -> None:
+        self._engine = engine
+        self._place = {"fleet": place.fleet, "pool": place.pool.value, "revision": revision}
+
+    def read(self) -> int | None:
+        """Return what was found last; None if nothing was."""
+        with begin(self._engine) as connection:
+            found: int | None = connection.execute(_FOUND, self._place).scalar_one_or_none()
+            return found
+
+    def record(self, concurrency: int) -> None:
+        """Record what a search found."""
+        with begin(self._engine) as connection:
+            connection.execute(_RECORD_FOUND, {**self._place, "concurrency": concurrency})
 
 
 def _read(connection: Connection) -> Rates:

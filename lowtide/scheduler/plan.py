@@ -273,9 +273,10 @@ WHERE b.status = 'validating' AND b.deadline > now()
 """
 _BATCHES = text(BATCHES)
 _FLEETS = text("""
-SELECT now() AS now, f.name, w.since,
+SELECT now() AS now, f.name, w.since, c.concurrency,
   ARRAY(SELECT pool FROM paused_pools p WHERE p.fleet = f.name) AS paused
 FROM fleets f LEFT JOIN wanted_replicas w ON w.fleet = f.name AND w.pool = 'dedicated'
+LEFT JOIN found_concurrency c ON c.fleet = f.name AND c.pool = 'dedicated'
 ORDER BY f.name
 """)
 _WORKERS = text("""
@@ -431,6 +432,7 @@ def _state(fleet: Any, rows: Sequence[Any], workers: Mapping[FleetPool, Any]) ->
         models=frozenset(row.model for row in rows if row.model is not None),
         ended=sum(row.ended for row in rows),
         retried=sum(row.retried for row in rows),
+        concurrency=fleet.concurrency,
         paused=frozenset(map(Pool, fleet.paused)),
         stranded={
             place.pool: row.workers

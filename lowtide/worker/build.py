@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lowtide.core.durations import ExponentialBackoff
 from lowtide.core.ids import new_id
-from lowtide.core.pools import Pool
+from lowtide.core.pools import FleetPool, Pool
 from lowtide.engines.catalog import ModelCatalog
 from lowtide.engines.concurrency import Concurrency
 from lowtide.engines.flow import ByteBudget
@@ -16,7 +16,7 @@ from lowtide.engines.outcomes import RetryPolicy
 from lowtide.engines.selection import build_engine
 from lowtide.engines.spare import SpareConcurrency
 from lowtide.fleets.file import read_fleets
-from lowtide.queue.rates import RateStore
+from lowtide.queue.rates import ConcurrencyStore, RateStore
 from lowtide.queue.store import QueueStore
 from lowtide.settings import EngineShare
 from lowtide.worker.engine_watch import EngineWatch
@@ -25,9 +25,11 @@ from lowtide.worker.lease import LeaseKeeper, Utilization
 from lowtide.worker.loop import Worker, WorkerRules
 from lowtide.worker.results import FlushRules, ResultWriter
 from lowtide.worker.telemetry import TelemetryReader
-from lowtide.worker.tuning import ConcurrencyTuner
+from lowtide.worker.tuning import ConcurrencyMemory, ConcurrencyTuner
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Engine
 
     from lowtide.batches.sealed_answers import Answers
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
     from lowtide.objects.store import ObjectStore
     from lowtide.settings import Settings
     from lowtide.telemetry.tracing import Tracer
+    from lowtide.worker.loop import Beside
     from lowtide.worker.metrics import WorkerMetrics
-    from lowtide.worker.tuning import Strategy
 
 
 def build_worker(
@@ -91,8 +93,10 @@ def build_worker(
         policy=policy,
         rng=rng,
         tracer=tracer,
-        tuner=_tuner(settings, pool, engine, load_meter, watch, utilization),
-        telemetry=TelemetryReader(engine, watch, meter, keeper),
+        beside=[
+            TelemetryReader(engine, watch, meter, keeper),
+            *_tuning(settings, database, pool, engine, load_meter, watch, utilization),
+        ],
     )
 
 
@@ -109,22 +113,26 @@ def _watch(
     )
 
 
-def _tuner(
+def _tuning(
     settings: Settings,
+    database: Engine,
     pool: Pool,
     engine: InferenceEngine,
     meter: LoadMeter,
     watch: EngineWatch,
     utilization: Utilization,
-) -> ConcurrencyTuner | None:
-    strategy: Strategy
+) -> Sequence[Beside]:
     if settings.engine_share is EngineShare.SPARE and pool is Pool.SPOT:
-        strategy = SpareConcurrency(settings.max_concurrency, settings.engine_first_token_target)
-    elif settings.concurrency is None:
-        strategy = Concurrency(settings.max_concurrency)
-    else:
-        return None
-    return ConcurrencyTuner(engine, meter, watch, utilization, strategy)
+        # What was spare once says nothing about now.
+        spare = SpareConcurrency(settings.max_concurrency, settings.engine_first_token_target)
+        return [ConcurrencyTuner(engine, meter, watch, utilization, spare)]
+    if settings.concurrency is not None:
+        return []
+    search = Concurrency(settings.max_concurrency)
+    tuner = ConcurrencyTuner(engine, meter, watch, utilization, search)
+    place = FleetPool(settings.fleet, pool)
+    store = ConcurrencyStore(database, place, settings.model_revision)
+    return [tuner, ConcurrencyMemory(store, search, tuner)]
 
 
 def _rules(settings: Settings, pool: Pool) -> WorkerRules:

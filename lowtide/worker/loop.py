@@ -10,7 +10,7 @@ import signal
 import threading
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from lowtide.core.errors import LowtideError
 from lowtide.engines.breaker import BreakerState
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from lowtide.worker.lease import LeaseKeeper
     from lowtide.worker.metrics import WorkerMetrics
     from lowtide.worker.results import ResultWriter
-    from lowtide.worker.telemetry import TelemetryReader
-    from lowtide.worker.tuning import ConcurrencyTuner
 
 
 _log = logging.getLogger(__name__)
@@ -57,6 +55,14 @@ class WorkerRules:
     claim_size: int
     grace: float
     served_names: Mapping[str, str] = field(default_factory=dict)
+
+
+class Beside(Protocol):
+    """Runs beside a worker."""
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        ...
 
 
 class Worker:
@@ -79,8 +85,7 @@ class Worker:
         policy: RetryPolicy,
         rng: Random,
         tracer: Tracer = UNTRACED,
-        tuner: ConcurrencyTuner | None = None,
-        telemetry: TelemetryReader | None = None,
+        beside: Sequence[Beside] = (),
     ) -> None:
         self._queue = queue
         self._engine = engine
@@ -92,7 +97,7 @@ class Worker:
         self._budget = budget
         self._watch = watch
         self._rules = rules
-        self._beside = [each for each in (tuner, telemetry) if each is not None]
+        self._beside = beside
         self._prefetch = Prefetch(rules.prefetch)
         self._stopping = False
         self._room = asyncio.Event()

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
+from lowtide.core.errors import LowtideError
 from lowtide.engines.concurrency import TICK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from lowtide.engines.concurrency import Concurrency
     from lowtide.engines.load import EngineLoad, Interval, LoadMeter
     from lowtide.engines.model import Engine
+    from lowtide.queue.rates import ConcurrencyStore
     from lowtide.worker.engine_watch import EngineWatch
     from lowtide.worker.lease import Utilization
 
@@ -24,6 +28,10 @@ _ASK_AGAIN: Final = 30.0
 """Seconds until an engine that reports no load is asked again."""
 _MISSING: Final = 5.0
 """Seconds without a report after which a reporting engine counts as one that does not report."""
+_RECORD_AFTER: Final = 5.0
+"""Seconds between two records of what a search found."""
+_DIFFERENT: Final = 0.2
+"""Change of what was found that is worth a record: a search goes on trying an eighth more or less."""
 
 
 class Strategy(Protocol):
@@ -88,7 +96,7 @@ class ConcurrencyTuner:
         while True:
             await asyncio.sleep(self._tick)
             if self._watch.is_shut_off:
-                self._restart()
+                self.restart()
                 continue
             if self._watch.is_paused:
                 self._meter.take()
@@ -125,8 +133,8 @@ class ConcurrencyTuner:
                 extra={"limit": 1, "hint": "GET /metrics of the engine has no requests waiting"},
             )
 
-    def _restart(self) -> None:
-        """Search again once the engine is back: it may be another one."""
+    def restart(self) -> None:
+        """Search again from the start: the engine may be another one."""
         self._meter.take()
         self._ask_at = self._timer()
         self._concurrency.restart()
@@ -145,3 +153,47 @@ class ConcurrencyTuner:
         if is_settled and not self._was_settled:
             _log.info("worker.concurrency_settled", extra={"limit": limit})
         self._was_settled = is_settled
+
+
+class ConcurrencyMemory:
+    """Starts a search where the last one of the fleet's pool ended; `run` it beside the tuner.
+
+    What the search finds is recorded when it changes.
+    """
+
+    def __init__(
+        self,
+        store: ConcurrencyStore,
+        concurrency: Concurrency,
+        tuner: ConcurrencyTuner,
+        *,
+        interval: float = _RECORD_AFTER,
+    ) -> None:
+        self._store = store
+        self._concurrency = concurrency
+        self._tuner = tuner
+        self._interval = interval
+        self._known = 0
+
+    async def run(self) -> None:
+        """Read what is known, and record what is found, until cancelled."""
+        with _failure_logged("worker.concurrency_unknown"):
+            known = await asyncio.to_thread(self._store.read)
+            if known is not None:
+                self._concurrency.start = self._known = known
+                self._tuner.restart()
+        while True:
+            await asyncio.sleep(self._interval)
+            found = self._concurrency.limit
+            if self._concurrency.is_settled and abs(found - self._known) > _DIFFERENT * self._known:
+                with _failure_logged("worker.concurrency_not_recorded"):
+                    await asyncio.to_thread(self._store.record, found)
+                    self._concurrency.start = self._known = found
+
+
+@contextmanager
+def _failure_logged(event: str) -> Iterator[None]:
+    try:
+        yield
+    except LowtideError as error:
+        _log.warning(event, extra={"reason": error.for_log})

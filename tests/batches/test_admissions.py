@@ -13,10 +13,11 @@ from lowtide.batches.model import Batch, NewBatch, SlaState
 from lowtide.batches.workload import FleetCapacity, PoolWorkers
 from lowtide.core.errors import Conflict
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId, new_id
-from lowtide.core.pools import DEFAULT_FLEET, Pool
+from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 from lowtide.engines.breaker import BreakerState
 from lowtide.events.model import EventType, batch_event
 from lowtide.planning.demand import Capacity, Rate
+from lowtide.queue.rates import ConcurrencyStore
 from tests.worlds import PRICES, World, done, together
 
 HOUR = 3600
@@ -109,6 +110,7 @@ def test_outlook_counts_open_requests_by_deadline(world: World) -> None:
         "INSERT INTO service_rates (pool, model, seconds, lines, squares, weights) "
         "VALUES ('spot', 'm', 100, 50, 25, 10000)"
     )
+    ConcurrencyStore(world.worker, FleetPool(DEFAULT_FLEET, Pool.SPOT), "").record(96)
     workload = WorkloadStore(world.api).read().of(DEFAULT_FLEET)
     assert [(work.model, work.lines, work.ended) for work in workload.work] == [
         ("m", 7, 3),
@@ -120,6 +122,7 @@ def test_outlook_counts_open_requests_by_deadline(world: World) -> None:
         Pool.DEDICATED: PoolWorkers(away=1),
     }
     assert workload.rates == {(Pool.SPOT, "m"): Rate(100, 50, 25, 10000)}
+    assert workload.concurrency == {Pool.SPOT: 96}
     batch = world.batches.get(other, running)
     forecast = workload.forecast(batch, FleetCapacity(Capacity(0.5, 0, 200.0, 0.0, 10.0)))
     assert forecast is not None

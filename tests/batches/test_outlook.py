@@ -231,3 +231,19 @@ def test_batch_of_which_nothing_but_retries_is_known_has_a_forecast() -> None:
     forecast = Workload(NOW, (work,), BOTH).forecast(batch, FLEET)
     assert forecast is not None
     assert forecast.likely is not None
+
+
+@pytest.mark.parametrize(
+    ("searches", "found", "seconds"),
+    [
+        pytest.param(True, {Pool.SPOT: 10}, 1200, id="found"),
+        pytest.param(True, {Pool.DEDICATED: 10}, 120, id="another pool"),
+        pytest.param(False, {Pool.SPOT: 10}, 120, id="a fixed number since then"),
+    ],
+)
+def test_time_of_a_request_follows_what_a_search_found(
+    searches: bool, found: Mapping[Pool, int], seconds: float
+) -> None:
+    fleet = replace(FLEET, dedicated=replace(FLEET.dedicated, searches=searches))
+    workload = Workload(NOW, (LIMITED,), TWO_ON_SPOT, concurrency=found)
+    assert _eta(workload, _running(), fleet) == seconds

@@ -102,6 +102,15 @@ def test_measured_dedicated_rate_replaces_configured_one() -> None:
     assert not _risk(policy, new, replace(beside, rates=fast_spot))
 
 
+def test_time_of_a_request_follows_what_a_search_found() -> None:
+    policy = AdmissionPolicy({DEFAULT_FLEET: replace(TWO, searches=True)})
+    beside = _workload((1000, 1))
+    new = _demand(100, 150)
+    assert not _risk(policy, new, replace(beside, concurrency={Pool.SPOT: 400}))
+    # The last 50 of 100 s are kept free.
+    assert _risk(policy, new, replace(beside, concurrency={Pool.DEDICATED: 50}))
+
+
 def test_retries_reduce_capacity() -> None:
     policy = AdmissionPolicy({DEFAULT_FLEET: TWO})
     retried = Workload(

@@ -9,15 +9,17 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import text
+from sqlalchemy.exc import DatabaseError
 
 import lowtide.database
 from lowtide.batches.detail_store import BatchDetailStore
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, new_id
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 from lowtide.database.connections import connect
 from lowtide.database.migrate import migrate
 from lowtide.local.database import engine
 from lowtide.local.files import OWNER
+from lowtide.queue.rates import ConcurrencyStore
 from lowtide.tenants.store import ensure_default_tenant
 from tests.conftest import API_KEY, PASSWORD, PEPPER, Database
 from tests.retention.days import PARTITIONED, day, new_id_of
@@ -167,3 +169,18 @@ def test_other_tenants_see_nothing_after_the_migration(released: Database) -> No
         )
         for table in PARTITIONED:
             assert connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one() == 0  # noqa: S608
+
+
+def test_only_workers_record_requests_in_flight_after_the_migration(released: Database) -> None:
+    world = World(released)
+    migrate(released.url("owner"), {})
+    place = FleetPool(DEFAULT_FLEET, Pool.SPOT)
+    assert ConcurrencyStore(world.worker, place, "").read() is None
+    ConcurrencyStore(world.worker, place, "").record(96)
+    for role in ("api", "operator"):
+        reader = ConcurrencyStore(released.engine(role), place, "")
+        assert reader.read() == 96
+        with pytest.raises(DatabaseError, match="permission denied"):
+            reader.record(1)
+    with pytest.raises(DatabaseError, match="permission denied"):
+        ConcurrencyStore(released.engine("autoscaler"), place, "").read()

@@ -113,6 +113,25 @@ def test_smaller_batch_of_silent_engine_is_followed() -> None:
     assert run.rate(90, 360) >= 0.97 * best_rate(Hardware(64))
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_limit_that_was_found_before_fills_the_engine_at_once(size: int) -> None:
+    hardware = Hardware(size)
+    before = simulate(ClosedLoop(hardware, seed=2), Concurrency(MOST), 60).limits[-1]
+    run = simulate(ClosedLoop(hardware), Concurrency(MOST, start=before), 60)
+    assert run.settled.index(True) <= 3
+    assert all(size < limit <= 1.3 * size + 2 for limit in run.limits)
+    # The first second reads prompts.
+    assert run.rate(1, 6) >= 0.97 * best_rate(hardware)
+
+
+@pytest.mark.parametrize(("before", "after"), [(576, 64), (576, 16), (280, 4), (36, 512)])
+def test_limit_of_another_engine_is_left_as_fast_as_a_search_takes(before: int, after: int) -> None:
+    run = simulate(ClosedLoop(Hardware(after)), Concurrency(MOST, start=before), 60)
+    assert run.limits[0] == before
+    assert all(after < limit <= 1.3 * after + 2 for limit in run.limits[10:])
+    assert run.rate(10, 60) >= 0.98 * best_rate(Hardware(after))
+
+
 @REPORTS
 def test_too_little_work_teaches_nothing(reports: bool) -> None:
     loop = ClosedLoop(Hardware(256), work=20)

@@ -11,6 +11,7 @@ import pytest
 from lowtide.fleets.file import read_fleets
 from lowtide.fleets.model import EngineSpec, Fleet, PoolSpec
 from lowtide.fleets.parsing import InvalidFleets, parse
+from lowtide.services import capacity
 from lowtide.settings import EngineKind, Settings
 
 if TYPE_CHECKING:
@@ -80,9 +81,15 @@ def test_without_a_file_one_fleet_serves_any_model_with_the_settings() -> None:
 
 
 def test_auto_concurrency_overrides_the_setting() -> None:
-    text = "fleets: {a: {models: [x], engine: {concurrency: auto}}, b: {models: [y]}}"
-    fleets = parse(text, Settings(worker_concurrency=12)).fleets
-    assert [fleet.engine.concurrency for fleet in fleets] == [None, 12]
+    text = (
+        "fleets: {a: {models: [x], engine: {concurrency: auto, kind: openai}}, b: {models: [y]}, "
+        "c: {models: [z], engine: {concurrency: auto}}}"
+    )
+    settings = Settings(worker_concurrency=12)
+    fleets = parse(text, settings).fleets
+    assert [fleet.engine.concurrency for fleet in fleets] == [None, 12, None]
+    # The simulated engine has a fixed number.
+    assert [capacity(settings, fleet).searches for fleet in fleets] == [True, False, False]
 
 
 def test_file_is_read_once_per_process(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -69,6 +70,23 @@ def test_wishes_keep_their_times(wished: list[int], replicas: int, after: list[i
 def test_capacity_uses_measured_rate(models: set[str], rates: dict[str, Rate], rate: float) -> None:
     state = SchedulerState(NOW, (), models=frozenset(models), rates=rates)
     assert state.measured(CAPACITY).rate == pytest.approx(rate, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("searches", "found", "in_flight"),
+    [
+        pytest.param(True, 250, 250, id="found"),
+        pytest.param(True, None, 32, id="not yet"),
+        pytest.param(False, 250, 32, id="a fixed number since then"),
+    ],
+)
+def test_plan_counts_on_found_requests_in_flight(
+    searches: bool, found: int | None, in_flight: int
+) -> None:
+    capacity = replace(CAPACITY, in_flight=32, searches=searches)
+    measured = SchedulerState(NOW, (), concurrency=found).measured(capacity)
+    assert measured.in_flight == in_flight
+    assert measured.lost == in_flight / 2.0
 
 
 def test_slow_rate_and_retries_escalate_earlier() -> None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lowtide.core.pools import DEFAULT_FLEET, Pool
+from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 from lowtide.planning.demand import Rate, RateSample
-from lowtide.queue.rates import RateStore
+from lowtide.queue.rates import ConcurrencyStore, RateStore
 from tests.worlds import together
 
 if TYPE_CHECKING:
@@ -83,3 +83,21 @@ def test_concurrent_folds_count_sample_once(world: World, rates: RateStore) -> N
         together(rates.fold, rates.fold)
     ((_, rate),) = rates.fold().items()
     assert rate.lines == pytest.approx(Rate().fold([RateSample(1, 1.0)] * 10).lines)
+
+
+def test_found_concurrency_is_that_of_its_fleet_pool_and_revision(world: World) -> None:
+    def store(fleet: str, pool: Pool, revision: str = "") -> ConcurrencyStore:
+        return ConcurrencyStore(world.worker, FleetPool(fleet, pool), revision)
+
+    spot = store("a", Pool.SPOT)
+    assert spot.read() is None
+    spot.record(80)
+    spot.record(96)
+    store("a", Pool.DEDICATED).record(40)
+    store("b", Pool.SPOT, "r1").record(200)
+    assert spot.read() == 96
+    assert store("a", Pool.DEDICATED).read() == 40
+    assert store("b", Pool.SPOT, "r1").read() == 200
+    assert store("b", Pool.SPOT, "r2").read() is None
+    store("b", Pool.SPOT, "r2").record(50)
+    assert store("b", Pool.SPOT, "r1").read() is None

@@ -13,11 +13,12 @@ import pytest
 from sqlalchemy import event, text
 
 from lowtide.core.ids import BatchId
-from lowtide.core.pools import DEFAULT_FLEET, Depth, Pool
+from lowtide.core.pools import DEFAULT_FLEET, Depth, FleetPool, Pool
 from lowtide.engines.breaker import BreakerState
 from lowtide.planning.escalation import Move, OpenBatch, Plan
 from lowtide.planning.reasons import Bound
 from lowtide.queue.claims import Returned
+from lowtide.queue.rates import ConcurrencyStore
 from tests.e2e.waiting import until
 from tests.worlds import World, done, numbers, together
 
@@ -255,6 +256,13 @@ def test_scheduler_state_counts_requests_by_pool_and_state(world: World) -> None
     assert (state.present, state.models) == (1, frozenset({"m"}))
     assert (state.ended, state.retried) == (1, 1)
     assert state.depths() == {Pool.SPOT: Depth(4, 1), Pool.DEDICATED: Depth(3, 1)}
+
+
+def test_scheduler_state_has_what_the_search_of_dedicated_found(world: World) -> None:
+    assert _scheduler_state(world).concurrency is None
+    for pool, found in ((Pool.SPOT, 500), (Pool.DEDICATED, 80)):
+        ConcurrencyStore(world.worker, FleetPool(DEFAULT_FLEET, pool), "").record(found)
+    assert _scheduler_state(world).concurrency == 80
 
 
 def test_replica_keeps_time_when_it_was_first_wanted(world: World) -> None:

@@ -10,15 +10,16 @@ import sys
 from contextlib import contextmanager
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from pydantic import SecretStr
 
 from lowtide.app import App
+from lowtide.core.errors import Unavailable
 from lowtide.core.ids import BatchId, new_id
-from lowtide.core.pools import Pool
+from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 from lowtide.engines.breaker import Probed
 from lowtide.engines.concurrency import START, Concurrency
 from lowtide.engines.load import EngineLoad, LoadMeter, read_load
@@ -26,11 +27,12 @@ from lowtide.engines.outcomes import Answered, NoAnswer, Unanswered
 from lowtide.engines.spare import SpareConcurrency
 from lowtide.objects.store import ObstoreObjects
 from lowtide.queue.claims import Claim
+from lowtide.queue.rates import ConcurrencyStore
 from lowtide.settings import EngineKind, EngineShare, Settings
 from lowtide.worker import build
 from lowtide.worker.engine_watch import EngineWatch
 from lowtide.worker.lease import Utilization
-from lowtide.worker.tuning import ConcurrencyTuner, Strategy
+from lowtide.worker.tuning import ConcurrencyMemory, ConcurrencyTuner, Strategy
 from tests.worker.workers import Meter, ScriptedEngine, input_store, until
 
 if TYPE_CHECKING:
@@ -175,6 +177,121 @@ def test_search_starts_again_after_the_engine_was_unavailable() -> None:
     with_tuner(100, during)
 
 
+FLEET = FleetPool("l4", Pool.SPOT)
+
+
+class Records(ConcurrencyStore):
+    """Counts what is recorded, and fails on demand."""
+
+    def __init__(self, world: World, revision: str = "", *, place: FleetPool = FLEET) -> None:
+        super().__init__(world.worker, place, revision)
+        self.recorded: list[int] = []
+        self.is_down = False
+
+    def record(self, concurrency: int) -> None:
+        if self.is_down:
+            raise Unavailable("gone")
+        super().record(concurrency)
+        self.recorded.append(concurrency)
+
+
+def remembering(
+    store: Records, size: int, during: Callable[[Tuned], Coroutine[None, None, None]]
+) -> Tuned:
+    """Run a tuner with a memory on an engine of this size, beside a coroutine."""
+
+    async def main() -> Tuned:
+        search = Concurrency(1024)
+        tuned = Tuned(ReportingEngine(size), search)
+        memory = ConcurrencyMemory(store, search, tuned.tuner, interval=TICK)
+        running = asyncio.ensure_future(memory.run())
+        try:
+            with _tasks(tuned):
+                await during(tuned)
+        finally:
+            running.cancel()
+        return tuned
+
+    return asyncio.run(main())
+
+
+def test_next_worker_starts_with_what_was_found(world: World) -> None:
+    first, second = Records(world), Records(world)
+
+    async def until_recorded(_: Tuned) -> None:
+        await until(lambda: first.recorded)
+
+    async def until_settled(tuned: Tuned) -> None:
+        await until(lambda: tuned.search.is_settled)
+        await until(lambda: tuned.engine.asked > 50)
+
+    remembering(first, 200, until_recorded)
+    assert 200 < first.recorded[-1] <= 256
+    found = remembering(second, 200, until_settled)
+    assert found.engine.limits == [START, first.recorded[-1]]
+    # The same number is not written again.
+    assert second.recorded == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"revision": "r2"}, {"place": FleetPool("l4", Pool.DEDICATED)}],
+    ids=["revision", "pool"],
+)
+def test_worker_of_another_engine_searches_from_the_start(
+    world: World, other: dict[str, Any]
+) -> None:
+    Records(world).record(800)
+    store = Records(world, **other)
+
+    async def until_recorded(_: Tuned) -> None:
+        await until(lambda: store.recorded)
+
+    tuned = remembering(store, 100, until_recorded)
+    assert max(tuned.engine.limits) < 800
+    assert tuned.engine.limits[:2] == [START, 2 * START]
+
+
+def test_limit_too_high_for_a_smaller_engine_is_left_and_recorded(world: World) -> None:
+    store = Records(world)
+    store.record(800)
+
+    async def until_recorded(_: Tuned) -> None:
+        await until(lambda: store.recorded[1:])
+        # Settled means lowered: nothing between is recorded.
+        assert 50 < store.recorded[-1] <= 65
+
+    tuned = remembering(store, 50, until_recorded)
+    assert tuned.engine.limits[1] == 800
+
+
+def test_search_after_an_outage_starts_with_what_was_found(world: World) -> None:
+    store = Records(world)
+
+    async def during(tuned: Tuned) -> None:
+        await until(lambda: store.recorded)
+        tuned.engine.probed = Probed(well=False, reason="gone")
+        for _ in range(3):
+            await tuned.judge(Unanswered(NoAnswer.UNREACHED, "gone"))
+        await until(lambda: not tuned.search.is_settled)
+        assert tuned.watch.concurrency == store.recorded[-1]
+
+    remembering(store, 200, during)
+
+
+def test_failed_record_is_repeated(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    store = Records(world)
+    store.is_down = True
+
+    async def during(_: Tuned) -> None:
+        await until(lambda: "worker.concurrency_not_recorded" in caplog.text)
+        store.is_down = False
+        await until(lambda: store.recorded)
+
+    remembering(store, 100, during)
+    assert store.read() == store.recorded[-1]
+
+
 def test_missing_report_changes_nothing() -> None:
     async def during(tuned: Tuned) -> None:
         await until(lambda: 101 <= tuned.watch.concurrency <= 130)
@@ -251,6 +368,7 @@ def test_worker_fills_a_batching_engine_and_follows_it_over_http(
     batch = world.batch(5000)
     input_store(world, 5000, store=ObstoreObjects(f"file://{tmp_path}"))
     monkeypatch.setattr(build, "ConcurrencyTuner", partial(ConcurrencyTuner, tick=0.2))
+    monkeypatch.setattr(build, "ConcurrencyMemory", partial(ConcurrencyMemory, interval=0.2))
 
     async def main(url: str, app: App) -> None:
         worker = app.build_worker(Pool.SPOT)
@@ -258,6 +376,9 @@ def test_worker_fills_a_batching_engine_and_follows_it_over_http(
         await reached(url, 12)
         await asyncio.to_thread(fetch, f"{url}/resize/60", "POST")
         await reached(url, 60)
+        place = FleetPool(DEFAULT_FLEET, Pool.SPOT)
+        store = ConcurrencyStore(world.worker, place, "r1")
+        await until(lambda: (store.read() or 0) > 60)
         worker.stop()
         await asyncio.wait_for(running, 30)
 
@@ -267,6 +388,7 @@ def test_worker_fills_a_batching_engine_and_follows_it_over_http(
             object_store_url=f"file://{tmp_path}",
             engine=EngineKind.OPENAI,
             engine_url=url,
+            model_revision="r1",
             worker_grace=0.2,
         )
         app = App(settings, name="worker")
