@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, text
 
-from lowtide.core.errors import Unauthenticated
+from lowtide.core.errors import MissingScope, Unauthenticated
 from lowtide.core.ids import KeyId, TenantId
+from lowtide.core.scopes import EVERY_SCOPE, Scope, Scopes, scopes_of
 from lowtide.database.connections import begin
 from lowtide.tenants.keys import actor_of, hash_key
 from lowtide.tenants.model import Allowance
@@ -34,6 +35,17 @@ class Caller:
     name: str
     allowance: Allowance | None = None
     key: KeyId | None = None
+    scopes: Scopes = EVERY_SCOPE
+
+    def require(self, scope: Scope) -> None:
+        """Raise MissingScope without `scope`."""
+        if scope not in self.scopes:
+            held = ", ".join(each for each in Scope if each in self.scopes) or "none"
+            raise MissingScope(
+                f"This call needs the scope {scope}, but this key has {held}: ask the operator for a "
+                "key with it.",
+                scope,
+            )
 
     @property
     def actor(self) -> str:
@@ -61,7 +73,13 @@ class Authenticator:
             row = connection.execute(_AUTHENTICATE, parameters).one_or_none()
         if row is None:
             raise Unauthenticated("Incorrect API key: check it, or ask for a new one.")
-        return Caller(TenantId(row.tenant_id), row.key_name, _allowance(row), KeyId(row.key_id))
+        return Caller(
+            TenantId(row.tenant_id),
+            row.key_name,
+            _allowance(row),
+            KeyId(row.key_id),
+            scopes_of(row.scopes),
+        )
 
     def in_use(self, keys: Collection[KeyId]) -> set[KeyId]:
         """Return those of `keys` that are still in use."""

@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from lowtide.core.errors import Forbidden, TooManyRequests, Unauthenticated
 from lowtide.core.ids import format_key_id, parse_key_id
+from lowtide.core.scopes import EVERY_SCOPE, READING, Scope
 from lowtide.database.connections import acting_for, begin
 from lowtide.tenants.keys import PREFIX
 
@@ -100,7 +101,11 @@ class KeySignIn:
         self._role = role
 
     def authenticate(self, secret: str) -> Principal | None:
-        """Return the principal of a key; None if it is not in use."""
+        """Return the principal of a key; None if it is not in use.
+
+        A key that may not do everything opens the portal to a viewer. Raises MissingScope for one
+        that may not read.
+        """
         if not secret.startswith(PREFIX):
             return None
         try:
@@ -109,7 +114,11 @@ class KeySignIn:
             return None
         if caller.key is None:
             return None
-        return Principal(caller.actor, self._role, caller.tenant, self._credential(caller.key))
+        for scope in Scope:
+            if scope in READING:
+                caller.require(scope)
+        role = self._role if caller.scopes == EVERY_SCOPE else Role.VIEWER
+        return Principal(caller.actor, role, caller.tenant, self._credential(caller.key))
 
     def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
         """Return the credentials of keys that are in use and have the current role of keys."""
@@ -150,8 +159,8 @@ class SignInGuard:
     def admit(self, secret: str, address: str, name: str = "") -> Principal:
         """Return the principal of a secret; a key has its own name, a password that of a person.
 
-        Raises Unauthenticated, TooManyRequests or Unavailable. `address` is the client's network
-        address.
+        Raises Unauthenticated, MissingScope, TooManyRequests or Unavailable. `address` is the
+        client's network address.
         """
         source = ("key" if secret.startswith(PREFIX) else "password", network_of(address))
         attempted_at = self._record_attempt(source)
