@@ -1,4 +1,4 @@
-"""Scopes: what a key or a token may do with the API."""
+"""Scopes, what a key or a token may do with the API, and roles of people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from lowtide.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 class Scope(StrEnum):
@@ -26,6 +26,24 @@ Scopes = frozenset[Scope]
 EVERY_SCOPE: Final[Scopes] = frozenset(Scope)
 READING: Final[Scopes] = frozenset({Scope.FILES_READ, Scope.BATCHES_READ})
 """What a viewer needs."""
+
+
+class Role(StrEnum):
+    """The role of a principal: a viewer reads, an operator also acts, an admin also administers.
+
+    To administer is to change tenants, keys and buckets.
+    """
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+SCOPES_OF_ROLES: Final[Mapping[Role, Scopes]] = {
+    Role.VIEWER: READING,
+    Role.OPERATOR: EVERY_SCOPE - {Scope.ADMIN},
+    Role.ADMIN: EVERY_SCOPE,
+}
 
 
 def scopes_of(names: Iterable[str] | None) -> Scopes:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from pydantic_core import ErrorDetails
+
 
 Location = tuple[str | int, ...]
 """The keys and positions that lead to a value."""
@@ -101,8 +103,12 @@ def problems_of(
 
     `fixes` are the messages of patterns; `secrets_in` says where secrets belong.
     """
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for detail in details:
         location, kind = detail["loc"], detail["type"]
+        if kind == "too_short" and _is_around_another(location, details):
+            # A list of which no item is valid counts as empty, too.
+            continue
         if kind == "extra_forbidden":
             message = _unknown_key(location, file, secrets_in)
         elif kind == "string_pattern_mismatch":
@@ -112,6 +118,11 @@ def problems_of(
         else:
             message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
         yield location, message
+
+
+def _is_around_another(location: Location, details: Sequence[ErrorDetails]) -> bool:
+    length = len(location)
+    return any(each["loc"][:length] == location and len(each["loc"]) > length for each in details)
 
 
 def _unknown_key(location: Location, file: type[Part], secrets_in: str) -> str:

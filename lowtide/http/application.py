@@ -226,7 +226,10 @@ def error_response(error: LowtideError) -> Response:
             f'Bearer error="insufficient_scope", scope="{error.scope}"'
         )
     if isinstance(error, Unauthenticated):
-        response.headers["WWW-Authenticate"] = "Bearer"
+        is_token = error.code == "invalid_token"
+        response.headers["WWW-Authenticate"] = (
+            'Bearer error="invalid_token"' if is_token else "Bearer"
+        )
     return response
 
 

@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict, deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -15,7 +14,7 @@ from sqlalchemy import text
 
 from lowtide.core.errors import Forbidden, TooManyRequests, Unauthenticated
 from lowtide.core.ids import format_key_id, parse_key_id
-from lowtide.core.scopes import EVERY_SCOPE, READING, Scope
+from lowtide.core.scopes import EVERY_SCOPE, READING, Role, Scope
 from lowtide.database.connections import acting_for, begin
 from lowtide.tenants.keys import PREFIX
 
@@ -27,13 +26,6 @@ if TYPE_CHECKING:
 
     from lowtide.core.ids import KeyId, TenantId
     from lowtide.tenants.callers import Authenticator
-
-
-class Role(StrEnum):
-    """The role of a principal: a viewer reads, an operator also changes."""
-
-    VIEWER = "viewer"
-    OPERATOR = "operator"
 
 
 _MAX_NAME: Final = 64
@@ -61,7 +53,7 @@ class Principal:
     @property
     def may_act(self) -> bool:
         """True if the principal may change something."""
-        return self.role is Role.OPERATOR
+        return self.role is not Role.VIEWER
 
     def require_operator(self) -> None:
         """Raise Forbidden for a viewer."""

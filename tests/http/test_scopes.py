@@ -93,7 +93,7 @@ def test_key_may_do_exactly_what_its_scopes_say(
         assert answer.status_code == 403, (method, path)
         error = answer.json["error"]
         assert error["code"] == "insufficient_scope"
-        assert f"the scope {needed}," in error["message"]
+        assert f"the scope {needed}, but your key has" in error["message"]
         assert answer.headers["WWW-Authenticate"] == (
             f'Bearer error="insufficient_scope", scope="{needed}"'
         )

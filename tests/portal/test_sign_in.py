@@ -11,10 +11,11 @@ from sqlalchemy import text
 
 from lowtide.core.errors import Forbidden
 from lowtide.core.ids import DEFAULT_TENANT
+from lowtide.core.scopes import Role
 from lowtide.tenants.callers import Authenticator
 from lowtide.tenants.keys import EVERYTHING, KeyTerms
 from lowtide.tenants.passwords import PasswordSignIn, hash_password, matches
-from lowtide.tenants.sign_in import KeySignIn, Principal, Role, SignInGuard
+from lowtide.tenants.sign_in import KeySignIn, Principal, SignInGuard
 from lowtide.tenants.store import TenantStore
 from portal.pages.sign_in import _own_path
 from portal.sessions import is_over, leave_session, open_session, principal_of
