@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from lowtide.core.scopes import EVERY_SCOPE, READING, Role, Scope
 from lowtide.core.yaml_files import InvalidFile
 from lowtide.identity.parsing import parse
 
+ROOT = Path(__file__).parents[2]
 FILE = """\
 issuers:
   - issuer: https://login.example.com/realms/acme
@@ -139,3 +142,17 @@ def test_problem_has_its_line_and_its_fix(text: str, problem: str) -> None:
 def test_plain_http_is_for_this_machine_alone() -> None:
     for host in ("localhost:9400", "127.0.0.1", "[::1]:8080"):
         assert parse(FILE.replace("https://login.example.com", f"http://{host}")).all
+
+
+def test_examples_of_the_docs_are_valid() -> None:
+    text = (ROOT / "docs/identity.md").read_text()
+    blocks = re.findall(r"```yaml\n(issuers:.*?)```", text, flags=re.DOTALL)
+    issuers = [issuer for block in blocks for issuer in parse(block).all]
+    assert len(issuers) == 2
+    cluster = issuers[1].identity(
+        {
+            "sub": "system:serviceaccount:search:nightly",
+            "kubernetes.io": {"namespace": "search"},
+        }
+    )
+    assert (cluster.tenant, cluster.role) == ("search", Role.OPERATOR)
