@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lowtide.buckets.service import Buckets
     from lowtide.core.pools import Pool
     from lowtide.events.model import EventSink
+    from lowtide.identity.tokens import TokenVerifier
     from lowtide.objects.data_keys import DataKeys
     from lowtide.objects.joined import JoinedObjects
     from lowtide.pipeline.exports import Exporter
@@ -167,7 +168,17 @@ class App:
             self.database,
             pepper=self.settings.api_key_pepper.get_secret_value(),
             anonymous=self.settings.anonymous_tenant,
+            tokens=self._tokens(),
         )
+
+    def _tokens(self) -> TokenVerifier | None:
+        if not self.settings.identity:
+            return None
+        # Functions without identity providers start without the libraries for tokens.
+        from lowtide.identity.parsing import read_file
+        from lowtide.identity.tokens import TokenVerifier
+
+        return TokenVerifier(read_file(Path(self.settings.identity)))
 
     @cached_property
     def splitter(self) -> Splitter:
@@ -373,9 +384,10 @@ class App:
     @cached_property
     def guard(self) -> SignInGuard:
         """Portal sign-in: by password, and by API key if a tenant database is configured."""
+        from lowtide.core.scopes import Role
         from lowtide.tenants.callers import Authenticator
         from lowtide.tenants.passwords import PasswordSignIn
-        from lowtide.tenants.sign_in import KeySignIn, Role, SignInGuard
+        from lowtide.tenants.sign_in import KeySignIn, SignInGuard
 
         settings = self.settings
         sign_ins: list[SignIn] = []

@@ -14,6 +14,7 @@ from flask import Response
 from lowtide.batches import api as batches_api
 from lowtide.batches.model import BatchStatus
 from lowtide.core.errors import NotFound
+from lowtide.core.scopes import Scope
 from lowtide.dead_letters import api as dead_letters_api
 from lowtide.explain import api as explain_api
 from lowtide.files import api as files_api
@@ -209,6 +210,7 @@ UPLOAD = (
             form=_FORM,
             errors=(409, 413, 415),
         ),
+        scope=Scope.FILES_WRITE,
     ),
     Route(
         "DELETE",
@@ -220,6 +222,7 @@ UPLOAD = (
             types.DeletedFile,
             errors=(404,),
         ),
+        scope=Scope.FILES_WRITE,
     ),
     *uploads_api.ROUTES,
 )
@@ -238,6 +241,7 @@ CREATE_BATCH = (
             parameters=(IDEMPOTENCY_KEY,),
             errors=(404, 409, 413, 415, 422),
         ),
+        scope=Scope.BATCHES_WRITE,
     ),
     *dead_letters_api.CHANGE,
     *reruns_api.CREATE,
@@ -254,6 +258,7 @@ CANCEL_BATCH = (
             types.Batch,
             errors=(404, 409),
         ),
+        scope=Scope.BATCHES_WRITE,
     ),
 )
 
@@ -278,12 +283,14 @@ READ = (
             ),
             errors=(404,),
         ),
+        scope=Scope.FILES_READ,
     ),
     Route(
         "GET",
         "/v1/files/<file_id>",
         files_api.get_file,
         Operation("getFile", "Get a file's metadata.", types.File, errors=(404,)),
+        scope=Scope.FILES_READ,
     ),
     Route(
         "GET",
@@ -300,6 +307,7 @@ READ = (
             partial=True,
             presigned=types.PresignedContent,
         ),
+        scope=Scope.FILES_READ,
     ),
     Route(
         "GET",
@@ -325,12 +333,14 @@ READ = (
             ),
             errors=(404,),
         ),
+        scope=Scope.BATCHES_READ,
     ),
     Route(
         "GET",
         "/v1/batches/<batch_id>",
         batches_api.get_batch,
         Operation("getBatch", "Get a batch.", types.Batch, errors=(404,)),
+        scope=Scope.BATCHES_READ,
     ),
     Route(
         "GET",
@@ -344,6 +354,7 @@ READ = (
             errors=(404,),
             extension=True,
         ),
+        scope=Scope.BATCHES_READ,
     ),
     Route(
         "GET",
@@ -378,6 +389,7 @@ READ = (
             errors=(404,),
             extension=True,
         ),
+        scope=Scope.BATCHES_READ,
     ),
     Route(
         "GET",
@@ -405,6 +417,7 @@ READ = (
             },
             extension=True,
         ),
+        scope=Scope.BATCHES_READ,
     ),
     *dead_letters_api.READ,
     *reruns_api.READ,
@@ -428,18 +441,21 @@ READ = (
             ),
             extension=True,
         ),
+        scope=Scope.BATCHES_READ,
     ),
     Route(
         "GET",
         "/v1/models",
         list_models,
         Operation("listModels", "List the available models.", types.ModelPage),
+        scope=Scope.BATCHES_READ,
     ),
     Route(
         "GET",
         "/v1/models/<path:name>",
         get_model,
         Operation("getModel", "Get a model.", types.Model, errors=(404,)),
+        scope=Scope.BATCHES_READ,
     ),
     Route(
         "GET",
@@ -451,12 +467,13 @@ READ = (
             types.TenantUsage,
             extension=True,
         ),
+        scope=Scope.BATCHES_READ,
     ),
-    Route("GET", "/health/live", live, public=True),
-    Route("GET", "/health/ready", ready, public=True),
-    Route("GET", "/openapi.json", openapi_document, public=True),
-    Route("GET", "/docs", docs_page, public=True),
-    Route("GET", "/docs/<name>", docs_asset, public=True),
+    Route("GET", "/health/live", live, scope=None),
+    Route("GET", "/health/ready", ready, scope=None),
+    Route("GET", "/openapi.json", openapi_document, scope=None),
+    Route("GET", "/docs", docs_page, scope=None),
+    Route("GET", "/docs/<name>", docs_asset, scope=None),
 )
 
 ALL = (*UPLOAD, *CREATE_BATCH, *CANCEL_BATCH, *READ)

@@ -24,9 +24,9 @@ from lowtide.core.durations import parse_seconds
 from lowtide.core.fault_plans import parse_faults
 from lowtide.core.pools import SPOT_HOURS
 from lowtide.core.redaction import masked
+from lowtide.core.scopes import Role
 from lowtide.files.lines import ENDPOINTS
 from lowtide.telemetry.logs import LogFormat, LogLevel
-from lowtide.tenants.sign_in import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -225,6 +225,11 @@ class Settings(BaseSettings):
     master_key_previous: MasterKey = Field(
         default=SecretStr(""),
         description="The previous master key, until `lowtide rewrap-keys` has run.",
+    )
+    identity: str = Field(
+        default="",
+        description="Path of the YAML file that names the identity providers whose tokens are accepted beside "
+        "API keys. Unset: none. See [identity.md](identity.md).",
     )
     anonymous_tenant: str | None = Field(
         default=None,
@@ -541,7 +546,7 @@ class Settings(BaseSettings):
         description="Database URL with the role `lowtide_api`, for sign-in with an API key, which gives "
         "access to one tenant. Unset: no sign-in with API keys.",
     )
-    portal_key_role: Role = Field(
+    portal_key_role: Literal[Role.VIEWER, Role.OPERATOR] = Field(
         default=Role.OPERATOR,
         description="Role after sign-in with an API key: `operator` may cancel and requeue, as with the "
         "API; `viewer` is read-only.",

@@ -6,10 +6,11 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from lowtide.core.pools import Pool
+from lowtide.core.yaml_files import InvalidFile
 from lowtide.fleets import render
 from lowtide.fleets.file import default_fleet
 from lowtide.fleets.model import Fleets
-from lowtide.fleets.parsing import InvalidFleets, parse, read_file
+from lowtide.fleets.parsing import parse, read_file
 from lowtide.settings import PREFIX, Settings
 from manifests.overlays import ROOT
 
@@ -39,7 +40,7 @@ def findings(config: Mapping[str, str], objects: Objects) -> Iterator[str]:
             if file is None
             else parse(file["data"]["fleets.yaml"], settings).fleets
         )
-    except InvalidFleets as error:
+    except InvalidFile as error:
         yield from error.problems
         return
     scalers = {_lane(scaler): scaler for scaler in objects.all("ScaledObject")}

@@ -17,7 +17,8 @@ from starlette.requests import Request
 
 from lowtide.core.errors import LowtideError, Unauthenticated, Unavailable
 from lowtide.core.ids import TenantId
-from lowtide.tenants.sign_in import Principal, Role
+from lowtide.core.scopes import Role
+from lowtide.tenants.sign_in import Principal
 from portal.loading import is_browser
 from portal.plain_pages import plain_page
 from portal.services import in_thread

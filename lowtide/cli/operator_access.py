@@ -15,6 +15,7 @@ from lowtide.batches.views import BatchFilter, BatchOrder, mark_of
 from lowtide.core.errors import InvalidRequest, LowtideError, NotFound
 from lowtide.core.ids import format_batch_id, parse_request_id
 from lowtide.core.pools import Pool
+from lowtide.core.scopes import Role
 from lowtide.dead_letters import api_types
 from lowtide.dead_letters.api import details_json, summary_object
 from lowtide.dead_letters.model import LetterFilter, LetterId, LetterState
@@ -24,7 +25,7 @@ from lowtide.explain.api import explanation_object
 from lowtide.reruns.service import ANY, RerunRequest
 from lowtide.reruns.store import Failure
 from lowtide.search.api import search_page
-from lowtide.tenants.sign_in import Principal, Role
+from lowtide.tenants.sign_in import Principal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -179,13 +179,14 @@ def list_keys(tenant: Name, data_dir: DataDir = None, as_json: Json = False) -> 
         print_json([_key_json(key) for key in tenant_keys])
         return
     print_table(
-        ("name", "id", "prefix", "state", "created", "last used", "ends"),
+        ("name", "id", "prefix", "state", "scopes", "created", "last used", "ends"),
         [
             (
                 key.name,
                 format_key_id(key.id),
                 key.prefix,
                 _state(key),
+                "all" if key.scopes is None else " ".join(key.scopes),
                 *map(moment, (key.created_at, key.last_used_at, key.revoked_at or key.expires_at)),
             )
             for key in tenant_keys
@@ -199,14 +200,24 @@ def list_keys(tenant: Name, data_dir: DataDir = None, as_json: Json = False) -> 
 def create_key(
     tenant: Name,
     name: KeyName = "default",
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="What the key may do; repeat it for several. Without one: everything."),
+    ] = None,
+    expires_in: Annotated[
+        str | None, typer.Option(help="When the key ends, such as 12h or 90d. Without it: never.")
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Create a key and print it. It is shown only once."""
+    from lowtide.tenants.keys import KeyTerms
+
     with _tenancy(data_dir) as tenancy:
-        key = tenancy.create_key(tenant, name)
+        terms = KeyTerms.parse(scope or (), expires_in)
+        key = tenancy.create_key(tenant, name, terms)
     if as_json:
-        print_json({"tenant": tenant, "name": name, "key": key})
+        print_json({"tenant": tenant, "name": name, "key": key, "scopes": terms.scopes})
     else:
         say(key)
 

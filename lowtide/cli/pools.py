@@ -10,7 +10,8 @@ from lowtide.cli.options import DataDir, Json
 from lowtide.cli.output import moment, print_json, print_table, say
 from lowtide.cli.stack import operating
 from lowtide.core.pools import DEFAULT_FLEET, Pool
-from lowtide.tenants.sign_in import Principal, Role
+from lowtide.core.scopes import Role
+from lowtide.tenants.sign_in import Principal
 
 if TYPE_CHECKING:
     from lowtide.core.pools import PoolPause, PoolState

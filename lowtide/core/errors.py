@@ -68,6 +68,16 @@ class Forbidden(LowtideError):
     default_code = "forbidden"
 
 
+class MissingScope(Forbidden):
+    """A call for which the caller's key or token lacks `scope`."""
+
+    default_code = "insufficient_scope"
+
+    def __init__(self, message: str, scope: str) -> None:
+        super().__init__(message)
+        self.scope = scope
+
+
 class NotFound(LowtideError):
     """An id that is unknown or another tenant's; the two are indistinguishable."""
 

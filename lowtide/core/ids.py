@@ -6,7 +6,7 @@ import hashlib
 import os
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NewType
+from typing import TYPE_CHECKING, Final, NewType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,9 @@ PartId = NewType("PartId", uuid.UUID)
 
 DEFAULT_TENANT = TenantId(uuid.UUID(int=0))
 """The tenant that owns everything on a single-tenant installation."""
+
+NAME: Final = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+"""The pattern of the names of tenants and keys."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

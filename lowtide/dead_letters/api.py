@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from lowtide.core.errors import InvalidRequest, NotFound
 from lowtide.core.ids import format_batch_id, format_request_id, parse_batch_id, parse_request_id
 from lowtide.core.pools import Pool
+from lowtide.core.scopes import Scope
 from lowtide.dead_letters import api_types as types
 from lowtide.dead_letters.model import (
     MAX_LETTERS,
@@ -291,6 +292,7 @@ READ = (
             errors=(404,),
             extension=True,
         ),
+        scope=Scope.BATCHES_READ,
     ),
     Route(
         "GET",
@@ -303,6 +305,7 @@ READ = (
             parameters=(_BATCH, _ERROR_CODE, _ERROR_MESSAGE, _STATE),
             extension=True,
         ),
+        scope=Scope.BATCHES_READ,
     ),
     Route(
         "GET",
@@ -317,6 +320,7 @@ READ = (
             errors=(404, 409),
             extension=True,
         ),
+        scope=Scope.BATCHES_READ,
     ),
     Route(
         "GET",
@@ -330,6 +334,7 @@ READ = (
             errors=(404,),
             extension=True,
         ),
+        scope=Scope.BATCHES_READ,
     ),
 )
 
@@ -347,6 +352,7 @@ CHANGE = (
             errors=(404, 409, 413, 415, 422),
             extension=True,
         ),
+        scope=Scope.DEAD_LETTERS_WRITE,
     ),
     Route(
         "POST",
@@ -360,5 +366,6 @@ CHANGE = (
             errors=(404, 413, 415),
             extension=True,
         ),
+        scope=Scope.DEAD_LETTERS_WRITE,
     ),
 )

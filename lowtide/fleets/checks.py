@@ -11,15 +11,11 @@ from lowtide.fleets.model import is_pattern
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lowtide.core.yaml_files import Problem
     from lowtide.fleets.model import Fleet, Fleets
 
 
-Location = tuple[str | int, ...]
-Problem = tuple[Location, str]
-"""The keys that lead to a value below a fleet's name, and what is wrong with it."""
-
-
-def problems_of(fleets: Fleets) -> Iterator[Problem]:
+def contradictions(fleets: Fleets) -> Iterator[Problem]:
     """Yield the contradictions; a location starts with the name of a fleet."""
     for fleet in fleets:
         for location, message in (*_names(fleet), *_bounds(fleet), *_fallback(fleet, fleets)):

@@ -21,7 +21,7 @@ _API_KEY: Final = "LOWTIDE_ENGINE_API_KEY"
 def read_fleets(settings: Settings) -> Fleets:
     """Return the fleets; a changed file takes effect when the process starts again.
 
-    Raises InvalidFleets, a ValueError, with every problem of the file.
+    Raises InvalidFile, a ValueError, with every problem of the file.
     """
     if not settings.fleets:
         return Fleets((default_fleet(settings),))

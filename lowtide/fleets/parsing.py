@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-)
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
-from lowtide.fleets.checks import problems_of
+from lowtide.core.yaml_files import KEY, Part, YamlFile, problems_of, read_text
+from lowtide.fleets.checks import contradictions
 from lowtide.fleets.file import default_fleet
 from lowtide.fleets.model import Fleet, Fleets, Share
 from lowtide.settings import AUTO, Duration, EngineKind, NumberOrAuto, at_least
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from pydantic_core import ErrorDetails
-
-    from lowtide.fleets.checks import Location
+    from lowtide.core.yaml_files import Location, Problem
     from lowtide.settings import Settings
-
-
-class InvalidFleets(ValueError):
-    """A file of fleets with problems; the text has one line for each."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 _NAME: Final = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
@@ -54,6 +36,8 @@ _FIXES: Final = {
     "in this file",
     _LABEL: "must be usable as the value of a Kubernetes label, such as H100",
 }
+
+_SECRETS_IN: Final = "name a variable in engine.api_key_env"
 
 _Name = Annotated[str, StringConstraints(pattern=_NAME)]
 _Model = Annotated[str, StringConstraints(pattern=_MODEL)]
@@ -72,10 +56,8 @@ def _engine_url(value: str) -> str:
     return value.rstrip("/")
 
 
-class _Part(BaseModel):
+class _Part(Part):
     """A mapping of the file; what it omits comes from the settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def given(self) -> dict[str, Any]:
         """Return the values that the file sets, except those of mappings."""
@@ -168,34 +150,25 @@ class ParsedFile:
 
 
 def read_file(path: Path, settings: Settings) -> ParsedFile:
-    """Read a file of fleets; raises InvalidFleets."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidFleets([f"{path} cannot be read: {error}"]) from error
-    return parse(text, settings, path.name)
+    """Read a file of fleets; raises InvalidFile."""
+    return parse(read_text(path), settings, path.name)
 
 
 def parse(text: str, settings: Settings, name: str = "fleets.yaml") -> ParsedFile:
-    """Parse the text of a file; raises InvalidFleets, whose lines name the file and the line."""
+    """Parse the text of a file; raises InvalidFile, whose lines name the file and the line."""
+    file = YamlFile.parse(text, name)
+    found: list[Problem] = []
     try:
-        root = yaml.compose(text, yaml.SafeLoader)
-        repeated = list(_repeated_keys(root))
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidFleets([f"{name}: {error}"]) from error
-    try:
-        parts = FleetsFile.model_validate(data).fleets
+        parts = FleetsFile.model_validate(file.data).fleets
     except ValidationError as error:
-        found = [(detail["loc"], _message(detail)) for detail in error.errors(include_url=False)]
+        found += problems_of(error, FleetsFile, _FIXES, secrets_in=_SECRETS_IN)
     else:
         fleets = Fleets(tuple(_fleet(name, part, settings) for name, part in parts.items()))
-        problems = (*problems_of(fleets), *_closed_endpoints(parts, settings))
-        found = [(("fleets", *location), message) for location, message in problems]
-        if not found and not repeated:
+        problems = (*contradictions(fleets), *_closed_endpoints(parts, settings))
+        found += [(("fleets", *location), message) for location, message in problems]
+        if not found and not file.repeated:
             return ParsedFile(text, parts, fleets)
-    lines = [(_line(root, location), _text(location, message)) for location, message in found]
-    raise InvalidFleets([f"{name}:{line}: {text}" for line, text in sorted(lines + repeated)])
+    raise file.refusal((location, _text(location, message)) for location, message in found)
 
 
 def _fleet(name: str, part: FleetPart, settings: Settings) -> Fleet:
@@ -225,87 +198,11 @@ def _closed_endpoints(
                 )
 
 
-_MAPPING: Final = "must be a mapping, such as `key: value`"
-_MESSAGES: Final = {
-    "missing": "is missing",
-    "string_type": "must be text: put it in quotes",
-    "model_type": _MAPPING,
-    "dict_type": _MAPPING,
-    "too_short": "must not be empty",
-}
-
-
-def _message(detail: ErrorDetails) -> str:
-    """Return what is wrong and its fix; never the value, which may be a secret."""
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        return _unknown_key(detail["loc"])
-    if kind == "string_pattern_mismatch":
-        return _FIXES[context["pattern"]]
-    if kind in _MESSAGES:
-        return _MESSAGES[kind]
-    return detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
-
-
-def _unknown_key(location: Location) -> str:
-    """Return the keys that exist instead; `location` is that of the unknown key."""
-    parts = [part for part in location if isinstance(part, str)]
-    known = _keys(parts)
-    similar = get_close_matches(parts[-1], known, n=1)
-    fix = f"did you mean {similar[0]}?" if similar else f"known are {', '.join(known)}"
-    if any(word in parts[-1].lower() for word in ("key", "token", "secret", "password")):
-        fix = "secrets do not belong in this file: name a variable in engine.api_key_env"
-    return f"is an unknown key; {fix}"
-
-
-def _keys(parts: Sequence[str]) -> list[str]:
-    if len(parts) == 1:
-        return list(FleetsFile.model_fields)
-    nested: dict[str, type[_Part]] = {"engine": EnginePart, "spot": PoolPart, "dedicated": PoolPart}
-    part = nested.get(parts[2], FleetPart) if len(parts) > 3 else FleetPart
-    return list(part.model_fields)
-
-
-_KEY: Final = "[key]"  # pydantic's mark of an invalid key
-
-
 def _text(location: Location, message: str) -> str:
-    parts = [str(part) for part in location if part != _KEY]
+    parts = [str(part) for part in location if part != KEY]
     if not parts:
         return message
     if parts[0] != "fleets" or len(parts) < 2:
         return f"{'.'.join(parts)}: {message}"
     key = f" {'.'.join(parts[2:])}:" if parts[2:] else ""
     return f"fleet {parts[1]}:{key} {message}"
-
-
-def _line(root: yaml.Node | None, location: Location) -> int:
-    """Return the line of a value's key, or that of the closest mapping around it, from 1."""
-    node, line = root, 1
-    for part in location:
-        if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            if part >= len(node.value):
-                break
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        elif isinstance(node, yaml.MappingNode):
-            found = [pair for pair in node.value if pair[0].value == str(part)]
-            if not found:
-                break
-            line, node = found[-1][0].start_mark.line + 1, found[-1][1]
-    return line
-
-
-def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[int, str]]:
-    """Yield the keys that occur twice in a mapping, of which YAML drops the first."""
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _repeated_keys(item)
-    elif isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                yield line, f"{key.value} is repeated, after line {seen[key.value]}: remove one"
-            seen[str(key.value)] = line
-            yield from _repeated_keys(value)

@@ -26,6 +26,7 @@ from lowtide.core.errors import (
     InvalidRequest,
     LowtideError,
     MethodNotAllowed,
+    MissingScope,
     NotFound,
     RequestTimeout,
     TooManyRequests,
@@ -158,7 +159,7 @@ class Application:
     ) -> Response:
         """Return a route's response; add the rate-limit headers of its caller to `headers`."""
         route, values = match
-        if route.public:
+        if route.scope is None:
             return route.handler(self._app, **values)
         caller = self._app.callers.caller(request.headers.get("Authorization"))
         span.note({TENANT: str(caller.tenant)})
@@ -167,6 +168,7 @@ class Application:
         if caller.allowance is not None:
             headers.update(rate_headers(caller.allowance))
             caller.allowance.check()
+        caller.require(route.scope)
         check_query(request, () if route.operation is None else route.operation.query_names)
         patience: Patience | None = request.environ.get(PATIENCE)
         if patience is not None:
@@ -218,8 +220,16 @@ def error_response(error: LowtideError) -> Response:
     if isinstance(error, Conflict):
         # OpenAI's clients would retry: they assume that a 409 is a lock timeout.
         response.headers["x-should-retry"] = "false"
+    if isinstance(error, MissingScope):
+        # As RFC 6750, section 3.1, has it.
+        response.headers["WWW-Authenticate"] = (
+            f'Bearer error="insufficient_scope", scope="{error.scope}"'
+        )
     if isinstance(error, Unauthenticated):
-        response.headers["WWW-Authenticate"] = "Bearer"
+        is_token = error.code == "invalid_token"
+        response.headers["WWW-Authenticate"] = (
+            'Bearer error="invalid_token"' if is_token else "Bearer"
+        )
     return response
 
 

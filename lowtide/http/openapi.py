@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 _VARIABLE = re.compile(r"<(?:\w+(?:\([^)]*\))?:)?(\w+)>")
-_COMMON_ERRORS = (400, 401, 429, 500, 503)
+_COMMON_ERRORS = (400, 401, 403, 429, 500, 503)
 _REQUEST_ID = {"x-request-id": "Id of this call in the logs."}
 _RATE_LIMIT = {
     operations.LIMIT: "Max requests per minute, for a tenant with a limit.",
@@ -52,7 +52,6 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "security": [{"key": []}],
         "components": {
             "schemas": schemas,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -69,6 +68,8 @@ def _operation(route: Route, operation: Operation) -> dict[str, Any]:
             *(_path_parameter(name) for name in _VARIABLE.findall(route.path)),
             *(_parameter(parameter) for parameter in (*operation.parameters, API_VERSION)),
         ],
+        # The names of an HTTP scheme's rights, which OpenAPI 3.1 allows.
+        "security": [{"key": [] if route.scope is None else [route.scope.value]}],
         "responses": _responses(operation),
     }
     if operation.body is not None:

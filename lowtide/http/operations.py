@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from flask import Request, Response
 
+    from lowtide.core.scopes import Scope
     from lowtide.tenants.model import Allowance
 
 
@@ -81,15 +82,15 @@ API_VERSION = Parameter(
 class Route:
     """A method and a path pattern (werkzeug's syntax), and their handler.
 
-    The handler gets a Call and the path's values, or the App and the values if `public`. A route
-    without an operation is not documented.
+    The handler gets a Call and the path's values. A caller needs the `scope`; without one the route is
+    public, and its handler gets the App and the values. A route without an operation is not documented.
     """
 
     method: str
     path: str
     handler: Callable[..., Response]
     operation: Operation | None = None
-    public: bool = False
+    scope: Scope | None = field(kw_only=True)
 
 
 _NUMBER = re.compile(r"[0-9]{1,9}")

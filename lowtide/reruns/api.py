@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from lowtide.batches.api import require_batch_id
 from lowtide.core.errors import InvalidRequest
 from lowtide.core.ids import format_batch_id
+from lowtide.core.scopes import Scope
 from lowtide.http import types
 from lowtide.http.application import json_response
 from lowtide.http.bodies import digest_of, idempotency_key, json_body
@@ -125,6 +126,7 @@ CREATE = (
             errors=(400, 404, 409, 413, 415, 422),
             extension=True,
         ),
+        scope=Scope.BATCHES_WRITE,
     ),
 )
 
@@ -143,5 +145,6 @@ READ = (
             errors=(400, 404, 409),
             extension=True,
         ),
+        scope=Scope.BATCHES_READ,
     ),
 )

@@ -15,10 +15,11 @@ from sqlalchemy import text
 from lowtide.core.durations import parse_span
 from lowtide.core.errors import Conflict, InvalidRequest, NotFound
 from lowtide.core.ids import KeyId
+from lowtide.core.scopes import Scope, check_scopes
 from lowtide.database.connections import begin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection, Engine
@@ -58,6 +59,33 @@ def hash_key(key: str, pepper: str) -> bytes:
 
 
 LONGEST_OVERLAP: Final = timedelta(days=30)
+LONGEST_LIFE: Final = timedelta(days=3650)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTerms:
+    """What a new key may do, None for everything, and its time of life, None without an end."""
+
+    scopes: tuple[Scope, ...] | None = None
+    life: timedelta | None = None
+
+    @classmethod
+    def parse(cls, scopes: Iterable[str] = (), expires_in: str | None = None) -> KeyTerms:
+        """Return the terms with these scopes, all if none is named; raises InvalidRequest.
+
+        `expires_in` is such as `12h` or `90d`.
+        """
+        life = None if expires_in is None else parse_span(expires_in)
+        if expires_in is not None and not (life and life <= LONGEST_LIFE):
+            raise InvalidRequest(
+                f"Invalid expiry {expires_in[:100]!r}: use 30m, 12h or 90d, at most "
+                f"{LONGEST_LIFE.days}d.",
+                param="expires_in",
+            )
+        return cls(check_scopes(scopes) or None, life)
+
+
+EVERYTHING: Final = KeyTerms()
 
 
 class KeyState(StrEnum):
@@ -74,7 +102,7 @@ class ApiKey:
     """The record of a key, without its secret, which is shown once and not stored.
 
     `prefix` is the beginning of the key, None for keys created before prefixes were stored;
-    `last_used_at` is updated once a minute.
+    `last_used_at` is updated once a minute. `scopes` is None for a key that may do everything.
     """
 
     id: KeyId
@@ -84,6 +112,7 @@ class ApiKey:
     last_used_at: datetime | None
     expires_at: datetime | None
     revoked_at: datetime | None
+    scopes: tuple[str, ...] | None = None
 
     def state(self, now: datetime) -> KeyState:
         """Return the state of the key at `now`."""
@@ -153,7 +182,7 @@ def parse_overlap(text: str) -> timedelta:
     return overlap
 
 
-_COLUMNS = "id, name, prefix, created_at, last_used_at, expires_at, revoked_at"
+_COLUMNS = "id, name, prefix, created_at, last_used_at, expires_at, revoked_at, scopes"
 _IN_USE = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
 _OF_TENANT = text(
     f"SELECT {_COLUMNS} FROM api_keys WHERE tenant_id = :tenant ORDER BY created_at, id"  # noqa: S608
@@ -184,7 +213,8 @@ ORDER BY k.created_at DESC, k.id DESC
 _PAGES = {variant: text(statement) for variant, statement in PAGES.items()}
 # The caller has locked the tenant's row, so that two transactions cannot take the same name.
 _ADD = text(f"""
-INSERT INTO api_keys (hash, tenant_id, name, prefix) SELECT :hash, :tenant, :name, :prefix
+INSERT INTO api_keys (hash, tenant_id, name, prefix, scopes, expires_at)
+SELECT :hash, :tenant, :name, :prefix, cast(:scopes AS text[]), now() + cast(:life AS interval)
 WHERE :again OR NOT EXISTS (
   SELECT 1 FROM api_keys WHERE tenant_id = :tenant AND name = :name AND {_IN_USE})
 RETURNING id
@@ -196,7 +226,7 @@ FROM tenants t WHERE t.id = :tenant
 """)  # noqa: S608
 _EXPIRE = text(f"""
 UPDATE api_keys SET expires_at = least(expires_at, now() + cast(:overlap AS interval))
-WHERE tenant_id = :tenant AND name = :name AND {_IN_USE} RETURNING expires_at
+WHERE tenant_id = :tenant AND name = :name AND {_IN_USE} RETURNING expires_at, created_at, scopes
 """)  # noqa: S608
 _REVOKE = text(f"""
 UPDATE api_keys SET revoked_at = now()
@@ -242,6 +272,7 @@ def add_key(
     name: str,
     key: str,
     pepper: str,
+    terms: KeyTerms,
     *,
     reuse_name: bool = False,
 ) -> KeyId:
@@ -252,6 +283,8 @@ def add_key(
         "name": name,
         "prefix": prefix_of(key),
         "again": reuse_name,
+        "scopes": None if terms.scopes is None else list(terms.scopes),
+        "life": terms.life,
     }
     key_id = connection.execute(_ADD, row).scalar_one_or_none()
     if key_id is None:
@@ -262,16 +295,21 @@ def add_key(
     return KeyId(key_id)
 
 
-def let_expire(connection: Connection, tenant: TenantId, name: str, overlap: timedelta) -> datetime:
-    """Expire the keys of a name after `overlap`, none later than before; return the last expiry.
+def let_expire(
+    connection: Connection, tenant: TenantId, name: str, overlap: timedelta
+) -> tuple[datetime, KeyTerms]:
+    """Expire the keys of a name after `overlap`, none later than before.
 
+    Returns the last expiry, and the terms of the newest key for its successor, which has no end.
     Raises NotFound if no key of that name is in use.
     """
     parameters = {"tenant": tenant, "name": name, "overlap": overlap}
-    expiries: list[datetime] = list(connection.execute(_EXPIRE, parameters).scalars())
-    if not expiries:
+    rows = connection.execute(_EXPIRE, parameters).all()
+    if not rows:
         raise _no_key(connection, tenant, name)
-    return max(expiries)
+    scopes = max(rows, key=lambda row: row.created_at).scopes
+    terms = KeyTerms(None if scopes is None else check_scopes(scopes))
+    return max(row.expires_at for row in rows), terms
 
 
 def revoke_keys(
@@ -303,4 +341,5 @@ def _key(row: Any) -> ApiKey:
         last_used_at=row.last_used_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
+        scopes=None if row.scopes is None else tuple(row.scopes),
     )

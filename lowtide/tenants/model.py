@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Final
 
 from lowtide.core.errors import InvalidRequest, TooManyRequests
+from lowtide.core.ids import NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import TenantId
 
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_NAME = re.compile(NAME)
 
 
 @dataclass(frozen=True, slots=True)

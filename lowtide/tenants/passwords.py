@@ -14,7 +14,7 @@ from lowtide.tenants.sign_in import Principal
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-    from lowtide.tenants.sign_in import Role
+    from lowtide.core.scopes import Role
 
 
 # OWASP's parameters for 32 MiB; 64 MiB per sign-in would be much for a container of 512 MiB.

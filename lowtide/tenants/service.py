@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lowtide.core.durations import format_window
 from lowtide.core.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from lowtide.core.ids import TenantId
-from lowtide.tenants.keys import Rotation, parse_overlap
+from lowtide.tenants.keys import EVERYTHING, Rotation, parse_overlap
 from lowtide.tenants.model import Tenant, check_name, differences
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lowtide.core.ids import KeyId
     from lowtide.tenants.audit import AuditEntry, AuditFilter, AuditLog
-    from lowtide.tenants.keys import ApiKey, KeyFilter, KeyMark, KeyStore, TenantKey
+    from lowtide.tenants.keys import ApiKey, KeyFilter, KeyMark, KeyStore, KeyTerms, TenantKey
     from lowtide.tenants.model import TenantLimits, TenantUse
     from lowtide.tenants.sign_in import Principal
     from lowtide.tenants.store import TenantStore, TenantUsageStore
@@ -116,14 +116,16 @@ class Tenancy:
         """Return a tenant's keys, oldest first; raises NotFound."""
         return self._registry.keys(tenant)
 
-    def create_key(self, tenant: str, name: str) -> str:
+    def create_key(self, tenant: str, name: str, terms: KeyTerms = EVERYTHING) -> str:
         """Create a key and return it, as it is not stored; raises NotFound or Conflict."""
         key = self._new_key()
-        self._registry.add_key(tenant, check_name(name, "key"), key, self._actor)
+        self._registry.add_key(tenant, check_name(name, "key"), key, terms, self._actor)
         return key
 
     def rotate_key(self, tenant: str, name: str, overlap: str) -> Rotation:
-        """Create a key's successor; the old key works for `overlap` more, such as `24h` or `0`.
+        """Create a key's successor with its scopes; the old key works for `overlap` more.
+
+        The overlap is such as `24h` or `0`; the successor has no end.
 
         Raises NotFound, or InvalidRequest for an invalid overlap.
         """

@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict, deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -15,6 +14,7 @@ from sqlalchemy import text
 
 from lowtide.core.errors import Forbidden, TooManyRequests, Unauthenticated
 from lowtide.core.ids import format_key_id, parse_key_id
+from lowtide.core.scopes import EVERY_SCOPE, READING, Role, Scope
 from lowtide.database.connections import acting_for, begin
 from lowtide.tenants.keys import PREFIX
 
@@ -26,13 +26,6 @@ if TYPE_CHECKING:
 
     from lowtide.core.ids import KeyId, TenantId
     from lowtide.tenants.callers import Authenticator
-
-
-class Role(StrEnum):
-    """The role of a principal: a viewer reads, an operator also changes."""
-
-    VIEWER = "viewer"
-    OPERATOR = "operator"
 
 
 _MAX_NAME: Final = 64
@@ -60,7 +53,7 @@ class Principal:
     @property
     def may_act(self) -> bool:
         """True if the principal may change something."""
-        return self.role is Role.OPERATOR
+        return self.role is not Role.VIEWER
 
     def require_operator(self) -> None:
         """Raise Forbidden for a viewer."""
@@ -100,7 +93,11 @@ class KeySignIn:
         self._role = role
 
     def authenticate(self, secret: str) -> Principal | None:
-        """Return the principal of a key; None if it is not in use."""
+        """Return the principal of a key; None if it is not in use.
+
+        A key that may not do everything opens the portal to a viewer. Raises MissingScope for one
+        that may not read.
+        """
         if not secret.startswith(PREFIX):
             return None
         try:
@@ -109,7 +106,11 @@ class KeySignIn:
             return None
         if caller.key is None:
             return None
-        return Principal(caller.actor, self._role, caller.tenant, self._credential(caller.key))
+        for scope in Scope:
+            if scope in READING:
+                caller.require(scope)
+        role = self._role if caller.scopes == EVERY_SCOPE else Role.VIEWER
+        return Principal(caller.actor, role, caller.tenant, self._credential(caller.key))
 
     def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
         """Return the credentials of keys that are in use and have the current role of keys."""
@@ -150,8 +151,8 @@ class SignInGuard:
     def admit(self, secret: str, address: str, name: str = "") -> Principal:
         """Return the principal of a secret; a key has its own name, a password that of a person.
 
-        Raises Unauthenticated, TooManyRequests or Unavailable. `address` is the client's network
-        address.
+        Raises Unauthenticated, MissingScope, TooManyRequests or Unavailable. `address` is the
+        client's network address.
         """
         source = ("key" if secret.startswith(PREFIX) else "password", network_of(address))
         attempted_at = self._record_attempt(source)

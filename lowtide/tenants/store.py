@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.core.ids import KeyId
-    from lowtide.tenants.keys import ApiKey
+    from lowtide.tenants.keys import ApiKey, KeyTerms
 
 # Before the split, the file has the number of requests.
 USE = """
@@ -107,12 +107,13 @@ class TenantStore:
         with begin(self._engine) as connection:
             return keys_of(connection, _lock(connection, tenant).id)
 
-    def add_key(self, tenant: str, name: str, key: str, actor: str) -> None:
+    def add_key(self, tenant: str, name: str, key: str, terms: KeyTerms, actor: str) -> None:
         """Store a key's hash; raises NotFound, or Conflict if a key of that name is in use."""
         with begin(self._engine) as connection:
             tenant_id = _lock(connection, tenant).id
-            key_id = add_key(connection, tenant_id, name, key, self._pepper)
-            note(connection, tenant_id, actor, "key.created", [actor_of(name, key_id)])
+            key_id = add_key(connection, tenant_id, name, key, self._pepper, terms)
+            scopes = "" if terms.scopes is None else f": {', '.join(terms.scopes)}"
+            note(connection, tenant_id, actor, "key.created", [f"{actor_of(name, key_id)}{scopes}"])
 
     def rotate_key(
         self, tenant: str, name: str, key: str, overlap: timedelta, actor: str
@@ -120,8 +121,8 @@ class TenantStore:
         """Store the hash of a key's successor; return the time until which the old key works."""
         with begin(self._engine) as connection:
             tenant_id = _lock(connection, tenant).id
-            expires_at = let_expire(connection, tenant_id, name, overlap)
-            key_id = add_key(connection, tenant_id, name, key, self._pepper, reuse_name=True)
+            expires_at, terms = let_expire(connection, tenant_id, name, overlap)
+            key_id = add_key(connection, tenant_id, name, key, self._pepper, terms, reuse_name=True)
             subject = f"{actor_of(name, key_id)}: the previous key ends {expires_at:%Y-%m-%d %H:%M:%S} UTC"
             note(connection, tenant_id, actor, "key.rotated", [subject])
         return expires_at

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lowtide.core.ids import format_part_id, format_upload_id, parse_upload_id
+from lowtide.core.scopes import Scope
 from lowtide.files.api import file_object
 from lowtide.http import types
 from lowtide.http.application import json_response
@@ -142,6 +143,7 @@ ROUTES = (
             body=types.CreateUpload,
             errors=(409, 413, 415),
         ),
+        scope=Scope.FILES_WRITE,
     ),
     Route(
         "POST",
@@ -160,6 +162,7 @@ ROUTES = (
             },
             errors=(404, 409, 413, 415),
         ),
+        scope=Scope.FILES_WRITE,
     ),
     Route(
         "POST",
@@ -172,6 +175,7 @@ ROUTES = (
             body=types.CompleteUpload,
             errors=(404, 409, 413, 415),
         ),
+        scope=Scope.FILES_WRITE,
     ),
     Route(
         "POST",
@@ -183,5 +187,6 @@ ROUTES = (
             types.Upload,
             errors=(404, 409),
         ),
+        scope=Scope.FILES_WRITE,
     ),
 )

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Final
 from nicegui import ui
 
 from lowtide.core.errors import LowtideError
+from lowtide.core.scopes import Scope
+from lowtide.tenants.keys import KeyTerms
 from portal.components.basics import confirm, copy, heading
 from portal.formats import absolute, ago
 from portal.pages.administration import name_problem, tenancy_of_principal
 from portal.services import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from lowtide.tenants.keys import TenantKey
 
@@ -24,6 +26,16 @@ _OVERLAPS: Final = {
     "24h": "after 24 hours",
     "7d": "after 7 days",
     "30d": "after 30 days",
+}
+
+
+_LIVES: Final = {
+    "": "never",
+    "24h": "after 24 hours",
+    "7d": "after 7 days",
+    "30d": "after 30 days",
+    "90d": "after 90 days",
+    "365d": "after 365 days",
 }
 
 
@@ -42,8 +54,15 @@ class NewKey:
             initial = chosen if chosen in tenants else tenants[0]
             self._tenant = ui.select(list(tenants), value=initial, label="Tenant", with_input=True)
             self._name = ui.input("Name", validation=name_problem)
-            for field in (self._tenant, self._name):
-                field.props("dense outlined")
+            self._scopes = ui.select(
+                [scope.value for scope in Scope if scope is not Scope.ADMIN],
+                value=[],
+                multiple=True,
+                label="Scopes",
+            ).props('use-chips hint="Without one, the key may do everything"')
+            self._life = ui.select(_LIVES, value="", label="The key expires")
+            for field in (self._tenant, self._name, self._scopes, self._life):
+                field.props("dense outlined options-dense")
             self._name.props["hint"] = "Where it is used, such as laptop or nightly-eval"
             self._problem = ui.label("").classes("banner").props("role=alert")
             self._problem.set_visibility(False)
@@ -59,13 +78,14 @@ class NewKey:
         tenant, name = str(self._tenant.value or ""), (self._name.value or "").strip()
         try:
             tenancy = tenancy_of_principal()
-            key = await in_thread(lambda: tenancy.create_key(tenant, name))
+            terms = KeyTerms.parse(self._scopes.value, self._life.value or None)
+            key = await in_thread(lambda: tenancy.create_key(tenant, name, terms))
         except LowtideError as error:
             self._problem.text = error.message
             self._problem.set_visibility(True)
             return
         self._dialog.close()
-        show_once(key, f"{name} of {tenant}")
+        show_once(key, f"{name} of {tenant}", *_notes(terms))
         await self._on_done()
 
 
@@ -144,13 +164,19 @@ def show_once(key: str, owner: str, *notes: str) -> None:
             )
         for note in notes:
             ui.label(note)
-        ui.label("The key gives full access to the tenant: store it as a secret.").classes(
-            "muted small"
-        )
+        ui.label("Store it as a secret.").classes("muted small")
         with ui.element("div").classes("actions end"):
             ui.button("I have copied the key", on_click=dialog.close).props("unelevated no-caps")
     dialog.on("hide", dialog.delete)
     dialog.open()
+
+
+def _notes(terms: KeyTerms) -> Iterator[str]:
+    """Yield what a new key may do."""
+    if terms.scopes is None:
+        yield "It gives full access to the tenant."
+    else:
+        yield f"Its scopes are {', '.join(terms.scopes)}."
 
 
 def _overlap_choice() -> ui.select:

@@ -45,6 +45,7 @@ class KeyRow(TypedDict):
     prefix: str
     tenant: str
     state: Badge
+    scopes: str
     created: str
     created_at: str
     used: str
@@ -59,6 +60,7 @@ _LABELS: Final = {
     "name": "Key",
     "tenant": "Tenant",
     "state": "State",
+    "scopes": "Scopes",
     "created": "Created",
     "used": "Last used",
     "actions": "Actions",
@@ -76,6 +78,7 @@ _STATE: Final = (
     + '<span v-if="props.row.ends" class="muted small nowrap" :title="props.row.ends_at">'
     "{{ props.row.ends }}</span>"
 )
+_SCOPES: Final = '<span class="mono small">{{ props.row.scopes }}</span>'
 _CREATED: Final = (
     '<span class="nowrap" :title="props.row.created_at">{{ props.row.created }}</span>'
 )
@@ -103,7 +106,7 @@ def _narrow(actions: str) -> str:
     return f"""
 <div class="batch-item">
   <div class="batch-line"><span class="stack">{_NAME}</span><span class="stack">{_STATE}</span></div>
-  <div class="batch-line">{_TENANT}</div>
+  <div class="batch-line">{_TENANT}{_SCOPES}</div>
   <span class="muted small">created {_CREATED} · last used {_USED}</span>
   {actions}
 </div>
@@ -130,6 +133,7 @@ class KeyTable:
             "name": _NAME,
             "tenant": _TENANT,
             "state": _STATE,
+            "scopes": _SCOPES,
             "created": _CREATED,
             "used": _USED,
             "actions": actions,
@@ -165,6 +169,7 @@ def row_of(tenant_key: TenantKey) -> KeyRow:
         prefix="" if key.prefix is None else f"{key.prefix}…",
         tenant=tenant_key.tenant,
         state=Badge(text=state.value.capitalize(), tone=_TONES[state]),
+        scopes="everything" if key.scopes is None else " ".join(key.scopes),
         created=ago(key.created_at, now),
         created_at=hint(key.created_at),
         used="never" if key.last_used_at is None else ago(key.last_used_at, now),

@@ -32,6 +32,7 @@ _YEAR: Final = 365 * 24 * 3600
 _log: Final = logging.getLogger(__name__)
 _PROBLEMS: Final = {
     "401": "Incorrect password or API key.",
+    "403": "This API key may not read: it needs the scopes files:read and batches:read.",
     "429": "Too many failed attempts: try again in a minute.",
     "503": "The database is not responding: try again.",
 }

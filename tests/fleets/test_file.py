@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lowtide.core.yaml_files import InvalidFile
 from lowtide.fleets.file import read_fleets
 from lowtide.fleets.model import EngineSpec, Fleet, PoolSpec
-from lowtide.fleets.parsing import InvalidFleets, parse
+from lowtide.fleets.parsing import parse
 from lowtide.services import capacity
 from lowtide.settings import EngineKind, Settings
 
@@ -113,7 +114,7 @@ def test_functions_without_a_file_do_not_import_yaml() -> None:
 
 
 def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidFleets, match=r"gone\.yaml cannot be read"):
+    with pytest.raises(InvalidFile, match=r"gone\.yaml cannot be read"):
         read_fleets(Settings(fleets=str(tmp_path / "gone.yaml")))
 
 
@@ -188,7 +189,7 @@ OTHER = "  b:\n    models: [y]\n"
     ],
 )  # fmt: skip
 def test_problem_names_line_fleet_key_and_fix(text: str, problem: str) -> None:
-    with pytest.raises(InvalidFleets) as caught:
+    with pytest.raises(InvalidFile) as caught:
         parse(text, Settings(), "f")
     assert any(one.startswith(problem) for one in caught.value.problems), caught.value.problems
     assert "s3cret" not in str(caught.value)
@@ -196,7 +197,7 @@ def test_problem_names_line_fleet_key_and_fix(text: str, problem: str) -> None:
 
 def test_all_problems_are_reported_by_line() -> None:
     text = A + "    gpus: 1\n  b:\n    models: []\n    spot: {rate: -1}\n"
-    with pytest.raises(InvalidFleets) as caught:
+    with pytest.raises(InvalidFile) as caught:
         parse(text, Settings(), "f")
     assert [one.split(": ")[0] for one in caught.value.problems] == ["f:4", "f:6", "f:7"]
 

@@ -175,7 +175,7 @@ def _response_to(error: Exception) -> Any:
 def _route(method: str, path: str, handler: Any) -> Route:
     from lowtide import routes
 
-    known = next(route for route in routes.READ if route.public)
+    known = next(route for route in routes.READ if route.scope is None)
     return Route(
         **{name: getattr(known, name) for name in known.__slots__}
         | {"method": method, "path": path, "handler": handler}

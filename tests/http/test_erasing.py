@@ -16,6 +16,7 @@ from lowtide.batches.erasure import Eraser
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import new_id, parse_batch_id
 from lowtide.core.pools import Pool
+from lowtide.core.scopes import Role
 from lowtide.events.publisher import Publisher
 from lowtide.files.lines import Limits
 from lowtide.objects.joined import JoinedObjects
@@ -24,7 +25,7 @@ from lowtide.pipeline.finalize import Finalizer
 from lowtide.pipeline.split import Splitter
 from lowtide.queue.claims import Returned
 from lowtide.search.indexing import SearchIndexer
-from lowtide.tenants.sign_in import Principal, Role
+from lowtide.tenants.sign_in import Principal
 from tests.fleets.single import SINGLE
 from tests.http.forms import line, upload
 from tests.worker.workers import Sink

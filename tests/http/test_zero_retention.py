@@ -17,10 +17,11 @@ from lowtide.app import App
 from lowtide.batches.erasure import Eraser
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, parse_batch_id, parse_file_id
 from lowtide.core.pools import Pool
+from lowtide.core.scopes import Role
 from lowtide.engines.outcomes import Answered, Unanswered, Usage
 from lowtide.objects.data_keys import destroy_keys
 from lowtide.settings import Settings
-from lowtide.tenants.sign_in import Principal, Role
+from lowtide.tenants.sign_in import Principal
 from lowtide.worker import build
 from tests.http.conftest import MASTER_KEY
 from tests.http.forms import form, line, part, post

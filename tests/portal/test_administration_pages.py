@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from lowtide.core.errors import Unauthenticated
 from lowtide.core.ids import DEFAULT_TENANT, new_id
+from lowtide.core.scopes import READING
 from lowtide.tenants.audit import note
 from lowtide.tenants.callers import Authenticator
 from tests.conftest import API_KEY, PEPPER
@@ -165,9 +166,18 @@ def test_key_is_created_rotated_revoked_and_shown_once(
     page.get_by_text("Use up to 63 lowercase letters").wait_for()
     assert _problems_of_dialog(axe, page) == []
     page.get_by_role("textbox", name="Name", exact=True).fill("laptop")
+    page.get_by_role("combobox", name="Scopes").click()
+    for scope in sorted(READING):
+        page.get_by_role("option", name=scope, exact=True).click()
+    page.keyboard.press("Escape")
     page.get_by_role("button", name="Create key").click()
     first = _shown_key(page)
-    assert authenticator.caller(f"Bearer {first}").name == "laptop"
+    caller = authenticator.caller(f"Bearer {first}")
+    assert (caller.name, caller.scopes) == (
+        "laptop",
+        READING,
+    )
+    page.get_by_text("Its scopes are files:read, batches:read.").wait_for()
     assert _problems_of_dialog(axe, page) == []
     _check_copying(page, first)
     page.reload()

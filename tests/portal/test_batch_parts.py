@@ -15,8 +15,9 @@ from lowtide.batches.views import MAX_SHOWN, BatchFilter, BatchMark, BatchOrder,
 from lowtide.core.errors import Conflict, Forbidden, NotFound, Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, TenantId
 from lowtide.core.pools import Pool
+from lowtide.core.scopes import Role
 from lowtide.planning.reasons import Reason
-from lowtide.tenants.sign_in import Principal, Role
+from lowtide.tenants.sign_in import Principal
 from portal.pages.batch_facts import all_failed, eta_of, said, steps_of, tokens, words_of
 from portal.pages.batch_requests import exact, row_of
 from portal.polling import Readings, Subject, at_most_every

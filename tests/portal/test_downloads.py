@@ -7,7 +7,8 @@ import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from lowtide.tenants.sign_in import Principal, Role
+from lowtide.core.scopes import Role
+from lowtide.tenants.sign_in import Principal
 from portal.downloads import MAX_OF_ONE, MOST, Download
 
 if TYPE_CHECKING:

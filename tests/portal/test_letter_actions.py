@@ -14,9 +14,10 @@ from nicegui.page import page
 
 from lowtide.core.errors import Unauthenticated
 from lowtide.core.ids import BatchId, TenantId
+from lowtide.core.scopes import Role
 from lowtide.dead_letters.model import LetterId
 from lowtide.dead_letters.service import Discarded
-from lowtide.tenants.sign_in import Principal, Role
+from lowtide.tenants.sign_in import Principal
 from portal.pages import letter_actions
 from portal.pages.letter_actions import LetterActions
 from portal.queries import LetterQuery

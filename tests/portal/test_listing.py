@@ -14,7 +14,8 @@ from nicegui.page import page
 
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import TenantId
-from lowtide.tenants.sign_in import Principal, Role
+from lowtide.core.scopes import Role
+from lowtide.tenants.sign_in import Principal
 from portal import listing, loading
 from portal.listing import Listed, ListPage
 from portal.pages.administration import TenantQuery

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from lowtide.core.ids import BatchId, format_batch_id
+from lowtide.tenants.keys import EVERYTHING
 from lowtide.tenants.store import TenantStore
 from portal.components.frame import DEFAULT_INTERVAL
 from portal.polling import LONGEST_REST
@@ -67,7 +68,7 @@ def pages(shared: Database, portal: Portal) -> dict[str, str]:
     batch = format_batch_id(BatchId(add_batch(worker, SeedBatch(user="bo"))))
     add_samples(worker, minutes=30)
     TenantStore(shared.engine("operator"), pepper=PEPPER).add_key(
-        "default", "spare", "lt_spare", "me"
+        "default", "spare", "lt_spare", EVERYTHING, "me"
     )
     return {
         "/": "bo",

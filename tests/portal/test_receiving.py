@@ -13,6 +13,7 @@ from nicegui import core
 
 from lowtide.core.errors import Forbidden, LowtideError, NotFound, PayloadTooLarge, Unavailable
 from lowtide.core.ids import DEFAULT_TENANT, new_id
+from lowtide.core.scopes import Role
 from lowtide.files.lines import ENDPOINTS, Limits
 from lowtide.files.model import FileStatus
 from lowtide.files.service import Checked, Files, UploadLimits
@@ -20,7 +21,7 @@ from lowtide.files.store import FileStore
 from lowtide.objects.joined import JoinedObjects
 from lowtide.objects.presigned import Presigner
 from lowtide.objects.store import ObstoreObjects
-from lowtide.tenants.sign_in import Principal, Role
+from lowtide.tenants.sign_in import Principal
 from lowtide.uploads import service
 from lowtide.uploads.presigned import PresignedUploads
 from lowtide.uploads.service import Uploads

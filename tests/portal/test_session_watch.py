@@ -9,7 +9,8 @@ from fastapi import Request
 from nicegui import Client, run
 from nicegui.page import page
 
-from lowtide.tenants.sign_in import Principal, Role, SignInGuard
+from lowtide.core.scopes import Role
+from lowtide.tenants.sign_in import Principal, SignInGuard
 from portal.session_watch import SessionWatch
 from portal.sessions import SIGN_IN, open_session
 

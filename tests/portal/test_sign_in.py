@@ -11,8 +11,11 @@ from sqlalchemy import text
 
 from lowtide.core.errors import Forbidden
 from lowtide.core.ids import DEFAULT_TENANT
+from lowtide.core.scopes import Role
+from lowtide.tenants.callers import Authenticator
+from lowtide.tenants.keys import EVERYTHING, KeyTerms
 from lowtide.tenants.passwords import PasswordSignIn, hash_password, matches
-from lowtide.tenants.sign_in import Principal, Role, SignInGuard
+from lowtide.tenants.sign_in import KeySignIn, Principal, SignInGuard
 from lowtide.tenants.store import TenantStore
 from portal.pages.sign_in import _own_path
 from portal.sessions import is_over, leave_session, open_session, principal_of
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from tests.portal.conftest import Portal
 
 VISIT_KEY = "lt_visit"
+SCOPED_KEY = "lt_scoped"
 
 
 def test_hash_matches_only_its_password() -> None:
@@ -137,10 +141,33 @@ def test_name_is_shown_as_text_and_remembered_after_sign_out(portal: Portal) -> 
 def keys(shared: Database) -> Iterator[TenantStore]:
     """The tenant store, with a key `visit` of the tenant `default` for the length of a test."""
     store = TenantStore(shared.engine("operator"), pepper=PEPPER)
-    store.add_key("default", "visit", VISIT_KEY, "me")
+    store.add_key("default", "visit", VISIT_KEY, EVERYTHING, "me")
     yield store
     with shared.engine("owner").begin() as connection:
         connection.execute(text("DELETE FROM api_keys WHERE name = 'visit'"))
+
+
+def test_key_without_every_scope_opens_the_portal_to_a_viewer(
+    shared: Database, keys: TenantStore
+) -> None:
+    keys.revoke_key("default", "visit", "me")
+    terms = KeyTerms.parse(["files:read", "batches:read", "batches:write"])
+    keys.add_key("default", "visit", SCOPED_KEY, terms, "me")
+    callers = Authenticator(shared.engine("api"), pepper=PEPPER, anonymous=None)
+    sign_in = KeySignIn(callers, Role.OPERATOR)
+    of_part, of_all = sign_in.authenticate(SCOPED_KEY), sign_in.authenticate(API_KEY)
+    assert of_part is not None
+    assert of_all is not None
+    assert (of_part.role, of_all.role) == (Role.VIEWER, Role.OPERATOR)
+
+
+def test_key_that_may_not_read_does_not_open_the_portal(portal: Portal, keys: TenantStore) -> None:
+    keys.revoke_key("default", "visit", "me")
+    keys.add_key("default", "visit", SCOPED_KEY, KeyTerms.parse(["files:read"]), "me")
+    with portal.client(None) as client:
+        answer = client.post("/sign-in", data={"secret": SCOPED_KEY})
+        page = client.get(answer.headers["location"])
+    assert "This API key may not read" in page.text
 
 
 def test_session_ends_when_key_is_revoked(portal: Portal, keys: TenantStore) -> None:

@@ -11,8 +11,9 @@ from lowtide.core.durations import ExponentialBackoff
 from lowtide.core.errors import Forbidden
 from lowtide.core.ids import DEFAULT_TENANT
 from lowtide.core.pools import Pool
+from lowtide.core.scopes import Role
 from lowtide.scheduler.pauses import Pools
-from lowtide.tenants.sign_in import Principal, Role
+from lowtide.tenants.sign_in import Principal
 from tests.scheduler.test_pools_store import pause_store
 from tests.worker.workers import Bench, ScriptedEngine, until
 

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from lowtide.core.errors import Forbidden
 from lowtide.core.ids import DEFAULT_TENANT, TenantId, new_id, now
 from lowtide.core.pools import Pool
+from lowtide.core.scopes import Role
 from lowtide.database.connections import connect
 from lowtide.local.files import SUPERUSER
 from lowtide.tenants import audit, keys
@@ -18,7 +19,7 @@ from lowtide.tenants import store as tenants_store
 from lowtide.tenants.audit import AuditFilter, AuditLog
 from lowtide.tenants.keys import KeyFilter, KeyMark, KeyState, KeyStore
 from lowtide.tenants.service import Administration, Tenancy, TenantChanges
-from lowtide.tenants.sign_in import Principal, Role
+from lowtide.tenants.sign_in import Principal
 from lowtide.tenants.store import TenantStore, TenantUsageStore
 from tests.conftest import PEPPER
 from tests.loads import pages_read

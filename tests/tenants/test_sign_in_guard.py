@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lowtide.core.errors import TooManyRequests, Unauthenticated, Unavailable
+from lowtide.core.scopes import Role
 from lowtide.tenants.sign_in import (
     MAX_FAILURES,
     MAX_PLACES,
     WITHIN_SECONDS,
     Principal,
-    Role,
     SignInGuard,
     network_of,
 )

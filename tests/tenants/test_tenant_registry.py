@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from sqlalchemy import text
 
 from lowtide.core.errors import Conflict, InvalidRequest, NotFound, Unauthenticated
 from lowtide.core.ids import KeyId, new_id, now
+from lowtide.core.scopes import EVERY_SCOPE, Scope
 from lowtide.tenants.callers import Authenticator
-from lowtide.tenants.keys import KeyState, actor_of, new_key, prefix_of
+from lowtide.tenants.keys import KeyState, KeyTerms, actor_of, new_key, prefix_of
 from lowtide.tenants.model import TenantLimits
 from lowtide.tenants.service import Tenancy, TenantChanges
 from lowtide.tenants.store import TenantStore
@@ -145,6 +147,49 @@ def test_rotated_key_works_until_overlap_ends(world: World, tenancy: Tenancy) ->
         KeyState.ACTIVE,
     ]
     assert _audit(world)[-1][:2] == ("me", "key.rotated")
+
+
+def test_key_has_its_scopes_and_its_end(world: World, tenancy: Tenancy) -> None:
+    tenancy.create("acme", TenantChanges())
+    terms = KeyTerms.parse(["batches:read", "files:write", "files:write"], "12h")
+    key = tenancy.create_key("acme", "nightly", terms)
+    caller = _caller(world, key)
+    assert caller.scopes == {Scope.FILES_WRITE, Scope.BATCHES_READ}
+    (record,) = tenancy.keys("acme")
+    assert record.scopes == ("files:write", "batches:read")
+    assert record.expires_at is not None
+    assert record.expires_at - record.created_at == timedelta(hours=12)
+    assert _audit(world)[-1] == (
+        "me",
+        "key.created",
+        f"{actor_of('nightly', record.id)}: files:write, batches:read",
+    )
+    # A successor may do the same, without an end.
+    successor = tenancy.rotate_key("acme", "nightly", "0").key
+    assert _caller(world, successor).scopes == caller.scopes
+    assert tenancy.keys("acme")[1].expires_at is None
+
+
+def test_admin_includes_every_scope(world: World, tenancy: Tenancy) -> None:
+    key = tenancy.create_key("default", "boss", KeyTerms.parse(["admin"]))
+    assert _caller(world, key).scopes == EVERY_SCOPE
+
+
+@pytest.mark.parametrize(
+    ("scopes", "expires_in", "message"),
+    [
+        (["files:read", "files:delete"], None, "Unknown scope 'files:delete': use files:read,"),
+        (["Files:Read"], None, "Unknown scope"),
+        ([""], None, "Unknown scope ''"),
+        ([], "0d", "Invalid expiry '0d'"),
+        ([], "soon", "Invalid expiry 'soon'"),
+        ([], "3651d", "at most 3650d"),
+        ([], "", "Invalid expiry ''"),
+    ],
+)
+def test_bad_terms_are_refused(scopes: list[str], expires_in: str | None, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(message)):
+        KeyTerms.parse(scopes, expires_in)
 
 
 def test_repeated_rotation_does_not_extend_older_keys(tenancy: Tenancy) -> None:

@@ -1,0 +1,1 @@
+"""Identity providers: who signs tokens, and what their claims mean here."""

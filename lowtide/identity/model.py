@@ -1,0 +1,133 @@
+"""Issuers of tokens, and the meaning of their claims: tenant, user, role and scopes. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from lowtide.core.scopes import SCOPES_OF_ROLES, Role, scopes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lowtide.core.scopes import Scopes
+
+
+Claims = dict[str, Any]
+"""The claims of a token whose signature is verified."""
+
+ALGORITHMS: Final = (
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+)  # fmt: skip
+"""Signatures with a private key: with a shared secret, each verifier could sign as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The place of a claim: its name, or the names that lead to it."""
+
+    path: tuple[str, ...]
+
+    def values(self, claims: Claims) -> list[str]:
+        """Return its texts: of a list each, of a text the words between spaces, as RFC 8693 has it."""
+        found: object = claims
+        for name in self.path:
+            found = found.get(name) if isinstance(found, dict) else None
+        if isinstance(found, str):
+            return found.split()
+        return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRule:
+    """The tenant of a token: `name`, or else the value of a claim, by `names` if it has any."""
+
+    name: str = ""
+    claim: Claim = Claim(("tenant",))
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def tenant(self, claims: Claims) -> str | None:
+        """Return the name of the tenant; None if the token names none or several."""
+        if self.name:
+            return self.name
+        values = self.claim.values(claims)
+        if self.names:
+            values = [self.names[value] for value in values if value in self.names]
+        found = set(values)
+        return found.pop() if len(found) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class RoleRule:
+    """The role of a token: the highest one of which the claim has a value."""
+
+    claim: Claim = Claim(("groups",))
+    members: Mapping[Role, frozenset[str]] = field(default_factory=dict)
+
+    def role(self, claims: Claims) -> Role | None:
+        """Return the role; None without one."""
+        values = set(self.claim.values(claims))
+        held = [role for role in Role if values & self.members.get(role, frozenset())]
+        return held[-1] if held else None
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """An issuer of tokens: `url` is the exact claim `iss`, `audiences` are those meant for us.
+
+    Without `jwks_url`, the discovery document of the issuer names it. `ca_file` holds the
+    certificates to trust, `token_file` the token to send: Kubernetes may ask for both.
+    """
+
+    url: str
+    audiences: tuple[str, ...]
+    jwks_url: str = ""
+    algorithms: tuple[str, ...] = ALGORITHMS
+    ca_file: str = ""
+    token_file: str = ""
+    tenant: TenantRule = TenantRule()
+    user: Claim = Claim(("sub",))
+    roles: RoleRule = RoleRule()
+    scopes: Claim = Claim(("scope",))
+
+    def identity(self, claims: Claims) -> Identity:
+        """Return who a token speaks for."""
+        role = self.roles.role(claims)
+        held = set(scopes_of(self.scopes.values(claims)))
+        if role is not None:
+            held |= SCOPES_OF_ROLES[role]
+        names = self.user.values(claims) or [str(claims.get("sub", ""))]
+        return Identity(
+            issuer=self.url,
+            tenant=self.tenant.tenant(claims),
+            user=" ".join(names),
+            role=role,
+            scopes=frozenset(held),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a token speaks for; `tenant` and `role` are None if it says nothing about them."""
+
+    issuer: str
+    tenant: str | None
+    user: str
+    role: Role | None
+    scopes: Scopes
+
+
+@dataclass(frozen=True, slots=True)
+class Issuers:
+    """The issuers that are trusted."""
+
+    all: tuple[Issuer, ...] = ()
+
+    def get(self, url: str) -> Issuer | None:
+        """Return the issuer with exactly this URL."""
+        return next((issuer for issuer in self.all if issuer.url == url), None)
+
+
+def claim_of(place: str | Sequence[str]) -> Claim:
+    """Return the claim at a place as the file has it: a name, or a list of names."""
+    return Claim((place,) if isinstance(place, str) else tuple(place))
