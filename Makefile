@@ -100,6 +100,9 @@ bench-engines: $(VENV)/.dev ## Measure an engine that is down for ten minutes, a
 bench-engine-load: $(VENV)/.dev ## Measure a worker with its defaults against engines that batch, and a bare client
 	@$(BIN)/python -m bench.engine_load
 
+bench-fleets: $(VENV)/.dev ## Measure two fleets with three models in one file, while one of them is paused or broken
+	@$(BIN)/python -m bench.fleets
+
 bench-prefix: $(VENV)/.dev ## Measure the hits of an engine's prefix cache, in random order and ordered
 	@$(BIN)/python -m bench.prefix
 
@@ -154,4 +157,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt again from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow azurite llama chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-cold-start bench-storm bench-engines bench-engine-load bench-prefix bench-spare bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow azurite llama chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-cold-start bench-storm bench-engines bench-engine-load bench-fleets bench-prefix bench-spare bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean
