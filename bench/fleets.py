@@ -64,7 +64,7 @@ CAPACITY = SIZE / (HARDWARE.step + HARDWARE.sequence * SIZE + HARDWARE.prefill *
 LINE_BYTES = 600
 BAR, HEALTHY, RECENT = 0.98, 0.93, 3.0
 PATIENCE = 90.0
-SETTLE = 3.0
+SETTLE = 5.0
 """Seconds after a disturbance until the measurement begins; with it, longer than a scheduler's tick."""
 WINDOWS = {"mixed": "30m", "large": "45m", "small": "45m"}
 RISKS = "SELECT 'batch_' || replace(id::text, '-', '') AS id FROM batches WHERE at_risk"
@@ -288,8 +288,8 @@ def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--requests", type=int, default=20_000, help="requests of the mixed file")
-    parser.add_argument("--own", type=int, default=14_000, help="requests of each fleet's batch")
-    parser.add_argument("--seconds", type=float, default=8.0, help="length of a measurement")
+    parser.add_argument("--own", type=int, default=12_000, help="requests of each fleet's batch")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of a measurement")
     given = parser.parse_args()
     with ExitStack() as exits:
         folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="bench-fleets-")))

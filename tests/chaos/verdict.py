@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tests import oracle
 from tests.chaos import lifecycle
+from tests.chaos.engine import FOREIGN
 from tests.chaos.exchange import check_answer
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ MAX_IDLE_RATE = 100.0
 """Maximum transactions per second of an idle system."""
 _FINAL_STATUSES = {
     "plain": {"completed"},
+    "spared": {"completed"},
     "deleted": {"completed"},
     "outlived": {"completed"},
     "poison": {"completed"},
@@ -79,6 +81,9 @@ def judge(workload: Workload, system: System, observer: Observer, findings: Find
             verdict.innocent += one.innocent
     executions = read_executions(system.executions)
     verdict.executions = len(executions)
+    foreign = [one for one in executions if one.outcome == FOREIGN]
+    if foreign:
+        findings.report("routing", f"{len(foreign)} at another fleet's engine, first {foreign[0]}")
     findings.hold("leases", lambda: oracle.check_single_lease(executions, observer.leases))
     findings.hold(
         "events",
@@ -191,6 +196,9 @@ _NOTHING_LEFT = {
     "outbox": "SELECT count(*) FROM outbox",
     "open batches": """SELECT count(*) FROM batches
         WHERE status NOT IN ('completed', 'failed', 'expired', 'cancelled')""",
+    "late requests of completed batches": """SELECT count(*) FROM results r
+        JOIN batches b ON b.id = r.batch_id
+        WHERE b.status = 'completed' AND r.succeeded AND r.finished_at > b.deadline""",
     "batches with a request without its result": """SELECT count(*) FROM batches b
         WHERE status = 'completed' AND total <> (SELECT count(*) FROM results WHERE batch_id = b.id)""",
     "batches whose tallies are not their results": """SELECT count(*) FROM batches b
