@@ -69,7 +69,7 @@ SETTLE = 5.0
 WINDOWS = {"mixed": "30m", "large": "45m", "small": "45m"}
 RISKS = "SELECT 'batch_' || replace(id::text, '-', '') AS id FROM batches WHERE at_risk"
 LATE = """
-SELECT count(*) FILTER (WHERE r.finished_at >= b.deadline) AS late, count(*) AS requests,
+SELECT count(*) FILTER (WHERE r.finished_at >= b.deadline) AS late,
   min(extract(epoch FROM b.deadline - r.finished_at))::float AS margin
 FROM results r JOIN batches b ON b.id = r.batch_id
 """
@@ -125,6 +125,10 @@ class FleetEngine(Engine):
     def stop(self) -> None:
         """Refuse connections; requests that run are cut off."""
         self._refused = self.refused()
+        self.kill()
+
+    def kill(self) -> None:
+        """End its process."""
         self.process.kill()
         self.process.wait()
 
@@ -264,7 +268,8 @@ def fleet_of(model: str) -> str:
 def missed(pairs: Sequence[dict[str, Any]], end: dict[str, Any]) -> list[str]:
     """Return what misses its bar."""
     return [
-        *(f"{sentence(pair)}" for pair in pairs if pair["ratio"] < BAR),
+        *(sentence(pair) for pair in pairs if pair["ratio"] < BAR),
+        *(f"not disturbed: {sentence(pair)}" for pair in pairs if pair["own_of_capacity"] > 0.1),
         *(
             f"the batch of {pair['other']} was at risk while {pair['fleet']} {pair['disturbance']}"
             for pair in pairs
@@ -295,7 +300,7 @@ def main() -> None:
         folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="bench-fleets-")))
         engines = {fleet: FleetEngine(fleet) for fleet in MODELS}
         for engine in engines.values():
-            exits.callback(engine.stop)
+            exits.callback(engine.kill)
         file = folder / "fleets.yaml"
         urls = {f"{fleet}_url": engine.url for fleet, engine in engines.items()}
         file.write_text(FLEETS.format(**MODELS, **urls))

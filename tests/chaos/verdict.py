@@ -119,6 +119,8 @@ def _judge_batch(batch: Batch, findings: Findings) -> Verdict:
     verdict.batches[f"{batch.purpose} {final['status']}"] += 1
     if final["status"] not in _FINAL_STATUSES[batch.purpose]:
         findings.report("status", f"{about} is {final['status']}: {final['errors']}")
+    if final["status"] == "completed" and batch.purpose != "expire":
+        findings.hold("in time", lambda: _check_in_time(batch), about)
     if final["status"] == "failed":
         findings.hold("failed batch", lambda: _check_failed(batch), about)
         return verdict
@@ -154,6 +156,11 @@ def _judge_batch(batch: Batch, findings: Findings) -> Verdict:
         "innocent", lambda: oracle.check_causes(failed, lambda one: bool(excuse(batch, one))), about
     )
     return verdict
+
+
+def _check_in_time(batch: Batch) -> None:
+    final = batch.last
+    assert final["completed_at"] <= final["expires_at"], final
 
 
 def _check_failed(batch: Batch) -> None:
@@ -196,9 +203,6 @@ _NOTHING_LEFT = {
     "outbox": "SELECT count(*) FROM outbox",
     "open batches": """SELECT count(*) FROM batches
         WHERE status NOT IN ('completed', 'failed', 'expired', 'cancelled')""",
-    "late requests of completed batches": """SELECT count(*) FROM results r
-        JOIN batches b ON b.id = r.batch_id
-        WHERE b.status = 'completed' AND r.succeeded AND r.finished_at > b.deadline""",
     "batches with a request without its result": """SELECT count(*) FROM batches b
         WHERE status = 'completed' AND total <> (SELECT count(*) FROM results WHERE batch_id = b.id)""",
     "batches whose tallies are not their results": """SELECT count(*) FROM batches b
