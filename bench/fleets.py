@@ -1,8 +1,8 @@
 """Two fleets and three models in one file: what one fleet's trouble costs the other, which is nothing.
 
-    python -m bench.fleets [--requests N] [--own N] [--seconds N]
+    python -m bench.fleets [--requests N] [--seconds N]
 
-A local stack with its defaults runs one file that mixes all models, and a batch of each fleet alone.
+A local stack with its defaults runs one file that mixes all models, and batches of each fleet alone.
 The engines are servers of `bench.engine_server`, which serve their own models only; their capacity
 is the limit. While all batches run, each fleet in turn is paused, or its engine answers 500, hangs
 or is gone. The ratio is that of the other engine's tokens per second meanwhile to those just before
@@ -66,7 +66,10 @@ BAR, HEALTHY, RECENT = 0.98, 0.93, 3.0
 PATIENCE = 90.0
 SETTLE = 5.0
 """Seconds after a disturbance until the measurement begins; with it, longer than a scheduler's tick."""
+OWN = 4000
+"""Requests of a batch of one fleet; it gets another one when fewer wait."""
 WINDOWS = {"mixed": "30m", "large": "45m", "small": "45m"}
+WAITING = "SELECT count(*) FROM queue WHERE fleet = :fleet"
 RISKS = "SELECT 'batch_' || replace(id::text, '-', '') AS id FROM batches WHERE at_risk"
 LATE = """
 SELECT count(*) FILTER (WHERE r.finished_at >= b.deadline) AS late,
@@ -141,7 +144,7 @@ class FleetEngine(Engine):
 
 
 class Bench:
-    """Both fleets on a running stack, and their batches: the mixed one, and one of each fleet."""
+    """Both fleets on a running stack, and their batches, by id: the mixed one, and those of a fleet."""
 
     def __init__(self, stack: LocalStack, engines: dict[str, FleetEngine], folder: Path) -> None:
         self.stack, self.engines, self._folder = stack, engines, folder
@@ -153,17 +156,23 @@ class Bench:
         path = self._folder / f"{name}.jsonl"
         window: Any = WINDOWS[name]
         write_batch_file(path, requests, LINE_BYTES, models)
-        self.sources[name] = path.read_bytes()
-        self.batches[name] = self.stack.client.batches.create(
-            input_file_id=self.stack.upload(self.sources[name]),
+        source = path.read_bytes()
+        batch = self.stack.client.batches.create(
+            input_file_id=self.stack.upload(source),
             endpoint="/v1/chat/completions",
             completion_window=window,
-        ).id
+        )
+        self.batches[batch.id], self.sources[batch.id] = name, source
+
+    def feed(self) -> None:
+        """Create another batch for each fleet that is short of requests."""
+        for fleet, models in MODELS.items():
+            if self.stack.query(WAITING, fleet=fleet)[0][0] < OWN:
+                self.submit(fleet, OWN, models)
 
     def at_risk(self) -> set[str]:
         """Return the names of the batches at risk."""
-        names = {batch: name for name, batch in self.batches.items()}
-        return {names[row.id] for row in self.stack.query(RISKS)}
+        return {self.batches[row.id] for row in self.stack.query(RISKS)}
 
     def both_work(self) -> float:
         """Wait until both engines are busy and no batch is at risk; return the seconds until then."""
@@ -174,6 +183,7 @@ class Bench:
             return min(rates) >= HEALTHY * CAPACITY and not self.at_risk()
 
         began = time.time()
+        self.feed()
         time.sleep(RECENT)
         until(work, "both fleets work", within=PATIENCE, every=0.5)
         return time.time() - began - RECENT
@@ -200,7 +210,7 @@ class Bench:
         time.sleep(seconds)
         ended = time.time()
         rates = {fleet: engine.rate(began, ended) for fleet, engine in self.engines.items()}
-        assert min(rates.values()) >= HEALTHY * CAPACITY, f"too few requests, see --own: {rates}"
+        assert min(rates.values()) >= HEALTHY * CAPACITY, f"too few requests: {rates}"
         return rates
 
 
@@ -247,8 +257,8 @@ def finish(bench: Bench) -> dict[str, Any]:
         lines[f"{model} from the engine of {fleet_of(model)}"] += 1
 
     failed = 0
-    for name, batch in bench.batches.items():
-        ended = bench.stack.finish(batch, bench.sources[name], answers=check, within=PATIENCE)
+    for batch, source in bench.sources.items():
+        ended = bench.stack.finish(batch, source, answers=check, within=PATIENCE)
         failed += ended["request_counts"]["failed"]
     [row] = bench.stack.query(LATE)
     return {
@@ -293,7 +303,6 @@ def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--requests", type=int, default=20_000, help="requests of the mixed file")
-    parser.add_argument("--own", type=int, default=12_000, help="requests of each fleet's batch")
     parser.add_argument("--seconds", type=float, default=6.0, help="length of a measurement")
     given = parser.parse_args()
     with ExitStack() as exits:
@@ -307,7 +316,7 @@ def main() -> None:
         bench = Bench(exits.enter_context(running({"LOWTIDE_FLEETS": str(file)})), engines, folder)
         bench.submit("mixed", given.requests, MIXED)
         for fleet, models in MODELS.items():
-            bench.submit(fleet, given.own, models)
+            bench.submit(fleet, OWN, models)
         pairs = []
         for pair in compare(bench, given.seconds):
             pairs.append(pair)
