@@ -103,6 +103,9 @@ bench-engine-load: $(VENV)/.dev ## Measure a worker with its defaults against en
 bench-warm: $(VENV)/.dev ## Measure a batch from POST to completed on a warm worker, beside a bare client
 	@$(BIN)/python -m bench.warm_job
 
+bench-fleets: $(VENV)/.dev ## Measure two fleets with three models in one file, while one of them is paused or broken
+	@$(BIN)/python -m bench.fleets
+
 bench-prefix: $(VENV)/.dev ## Measure the hits of an engine's prefix cache, in random order and ordered
 	@$(BIN)/python -m bench.prefix
 
@@ -158,4 +161,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt again from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow azurite llama chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-cold-start bench-storm bench-engines bench-engine-load bench-warm bench-prefix bench-spare bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow azurite llama chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-cold-start bench-storm bench-engines bench-engine-load bench-warm bench-fleets bench-prefix bench-spare bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean

@@ -1,13 +1,15 @@
 """An OpenAI-compatible server with continuous batching, and a bare asyncio client of it.
 
-    python -m bench.engine_server serve MAX_NUM_SEQS [BLOCKS]          prints its port
+    python -m bench.engine_server serve MAX_NUM_SEQS [BLOCKS [PORT [MODEL...]]]    prints its port
     python -m bench.engine_server ask URL FILE SECONDS IN_FLIGHT...    prints when each try began
     python -m bench.engine_server send URL FILE IN_FLIGHT              prints the seconds it took
 
 The server answers like vLLM, `/metrics` included; `bench.batching` decides when. The length of an
 answer depends on the request alone. With BLOCKS it has a prefix cache of that many blocks, and reports
-its hits as vLLM does. `GET /timeline` returns a sample of the engine every 100 ms,
-`POST /resize/N` changes the size of its batch. The client does the minimum: connections that stay
+its hits as vLLM does. With MODELs it refuses requests for others with 404; `GET /refused` counts those.
+Each answer names its model, and its engine in `system_fingerprint`. `GET /timeline` returns a sample
+of the engine every 100 ms, `POST /resize/N` changes the size of its batch, and after `POST /status/N`
+it answers nothing but that error, until N is 200. The client does the minimum: connections that stay
 open, one request at a time on each, and the response read in full. `ask` sends the requests of a
 batch file over and over, with each number in flight for so many seconds; `send` sends each once.
 """
@@ -29,7 +31,7 @@ from bench.batching import Batch, Hardware
 from bench.prefix_cache import PrefixCache, Prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 HOST = "127.0.0.1"
 SAMPLE_SECONDS = 0.1
@@ -57,7 +59,9 @@ vllm:prefix_cache_queries_total{engine="0",model_name="bench"} %.1f
 # TYPE vllm:prefix_cache_hits counter
 vllm:prefix_cache_hits_total{engine="0",model_name="bench"} %.1f
 """
-MODELS = b'{"object":"list","data":[{"id":"bench","object":"model"}]}'
+ANY_MODEL = "bench"
+REASONS = {200: "OK", 404: "Not Found", 500: "Internal Server Error"}
+ORDERS = ("/timeline", "/refused", "/resize/", "/status/")
 
 
 def tokens_of(body: bytes) -> int:
@@ -73,20 +77,28 @@ def prompt_of(body: bytes) -> Prompt:
 
 
 class Server:
-    """Runs the batch in real time, and serves it."""
+    """Runs the batch in real time, and serves it, for some models or for all."""
 
-    def __init__(self, hardware: Hardware, cache: PrefixCache | None = None) -> None:
+    def __init__(
+        self, hardware: Hardware, cache: PrefixCache | None = None, models: Sequence[str] = ()
+    ) -> None:
         self._batch = Batch(hardware, cache)
+        self._models = models
+        self._refused = 0
+        self._status = 200
+        self._name = ""
         self._ids = count()
         self._waiters: dict[int, asyncio.Future[None]] = {}
         self._work = asyncio.Event()
         self._completed = 0
         self._samples: list[tuple[float, int, int, int, int]] = []
 
-    async def run(self) -> None:
-        """Serve forever."""
-        server = await asyncio.start_server(self._connect, HOST, 0, backlog=2048)
-        print(server.sockets[0].getsockname()[1], flush=True)
+    async def run(self, port: int = 0) -> None:
+        """Serve forever, at any free port by default."""
+        server = await asyncio.start_server(self._connect, HOST, port, backlog=2048)
+        port = server.sockets[0].getsockname()[1]
+        self._name = f"engine-{port}"
+        print(port, flush=True)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._step())
             tasks.create_task(self._sample())
@@ -126,41 +138,64 @@ class Server:
                 head = await reader.readuntil(b"\r\n\r\n")
                 body = await reader.readexactly(length_of(head))
                 method, path, _ = head.split(b" ", 2)
-                answer = await self._answer(method.decode(), path.decode(), body)
+                status, answer = await self._answer(method.decode(), path.decode(), body)
                 writer.write(
-                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-                    b"Content-Length: %d\r\n\r\n%s" % (len(answer), answer)
+                    b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+                    % (status, REASONS[status].encode(), len(answer), answer)
                 )
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
-    async def _answer(self, method: str, path: str, body: bytes) -> bytes:
+    async def _answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        if path.startswith(ORDERS):
+            return 200, json.dumps(self._obey(path)).encode()
+        if self._status != 200:
+            return self._status, _error("The engine is broken.")
         if path == "/metrics":
-            return self._metrics().encode()
-        if path == "/timeline":
-            return json.dumps([*self._samples, self._now()]).encode()
+            return 200, self._metrics().encode()
+        if method == "GET":
+            listed = [{"id": each, "object": "model"} for each in self._models or [ANY_MODEL]]
+            return 200, json.dumps({"object": "list", "data": listed}).encode()
+        model = json.loads(body)["model"] if self._models else ANY_MODEL
+        if self._models and model not in self._models:
+            self._refused += 1
+            return 404, _error(f"The model `{model}` does not exist.", "model_not_found")
+        return 200, await self._complete(body, model)
+
+    def _obey(self, path: str) -> object:
+        argument = path.rpartition("/")[2]
         if path.startswith("/resize/"):
-            self._batch.resize(int(path.rpartition("/")[2]))
-            return b"{}"
-        return MODELS if method == "GET" else await self._complete(body)
+            self._batch.resize(int(argument))
+        elif path.startswith("/status/"):
+            self._status = int(argument)
+        elif path == "/refused":
+            return self._refused
+        else:
+            return [*self._samples, self._now()]
+        return {}
 
     def _metrics(self) -> str:
         batch, cache = self._batch, self._batch.cache
         found = METRICS % (batch.running, batch.waiting, batch.tokens, self._completed)
         return found if cache is None else found + CACHE_METRICS % (cache.queried, cache.hit)
 
-    async def _complete(self, body: bytes) -> bytes:
+    async def _complete(self, body: bytes, model: str) -> bytes:
         request, tokens = next(self._ids), tokens_of(body)
         waiter = self._waiters[request] = asyncio.get_running_loop().create_future()
         self._batch.add(request, tokens, prompt_of(body) if self._batch.cache else None)
         self._work.set()
         await waiter
         return (
-            b'{"id":"chatcmpl-%d","object":"chat.completion","model":"bench","choices":[{"index":0,'
-            b'"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}],"usage":'
-            b'{"prompt_tokens":20,"completion_tokens":%d,"total_tokens":%d}}'
-            % (request, b"word " * tokens, tokens, 20 + tokens)
+            b'{"id":"chatcmpl-%d","object":"chat.completion","model":"%s","system_fingerprint":"%s",'
+            b'"choices":[{"index":0,"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}],'
+            b'"usage":{"prompt_tokens":20,"completion_tokens":%d,"total_tokens":%d}}'
+            % (request, model.encode(), self._name.encode(), b"word " * tokens, tokens, 20 + tokens)
         )
+
+
+def _error(message: str, code: str | None = None) -> bytes:
+    kind = "server_error" if code is None else "invalid_request_error"
+    return json.dumps({"error": {"message": message, "type": kind, "code": code}}).encode()
 
 
 async def ask(url: str, bodies: Iterable[bytes], in_flight: int, seconds: float | None) -> float:
@@ -211,15 +246,15 @@ def _bodies(path: str) -> list[bytes]:
     return [json.dumps(json.loads(line)["body"]).encode() for line in lines]
 
 
-async def _serve(max_num_seqs: int, blocks: int = 0) -> None:
-    cache = PrefixCache(blocks) if blocks else None
-    await Server(Hardware(max_num_seqs), cache).run()
+async def _serve(max_num_seqs: str, blocks: str = "0", port: str = "0", *models: str) -> None:
+    cache = PrefixCache(int(blocks)) if int(blocks) else None
+    await Server(Hardware(int(max_num_seqs)), cache, models).run(int(port))
 
 
 if __name__ == "__main__":
     step, *arguments = sys.argv[1:]
     if step == "serve":
-        asyncio.run(_serve(*map(int, arguments)))
+        asyncio.run(_serve(*arguments))
     elif step == "send":
         url, path, number = arguments
         print(json.dumps(asyncio.run(send(url, _bodies(path), int(number)))))

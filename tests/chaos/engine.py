@@ -1,4 +1,6 @@
-"""An OpenAI-compatible server that misbehaves on command: `python -m tests.chaos.engine DATA_DIR LOG`.
+"""An OpenAI-compatible server of one model that misbehaves on command.
+
+    python -m tests.chaos.engine DATA_DIR LOG PORT MODEL
 
 It prints its control port, where `POST /faults` takes `{mode, target, seconds}`; `target` is a worker's
 name or `*`. Each execution of a request becomes a line of the log.
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from tests.chaos.control import HOST, serve_control
-from tests.chaos.exchange import MODEL, POISON, answer, latency, marker_of
+from tests.chaos.exchange import POISON, answer, latency, marker_of
 from tests.chaos.peers import Peers
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 RETRY_AFTER = "2"
 ABSURD = ("1000000000000", "Fri, 31 Dec 9999 23:59:59 GMT", "-5", "soon")
+FOREIGN = "foreign"
+"""The outcome of a request for another model."""
 _HUGE = 1_000_000
 _SHARE_OF_HUGE = 10  # one answer in this many is huge
 _PROBES = {"liar", "huge", "garbage", "error_in_200", "null_in_200", "reset_mid", "not_http"}
@@ -38,6 +42,7 @@ class Engine:
 
     peers: Peers
     log: TextIO
+    model: str
     faults: dict[str, tuple[str, float]] = field(default_factory=dict)
     open: set[asyncio.Transport] = field(default_factory=set)
     owners: dict[asyncio.Transport, tuple[str, int]] = field(default_factory=dict)
@@ -106,6 +111,9 @@ class Engine:
             worker, pid = self.owner(request)
             body = json.loads(await request.read())
             marker = marker_of(body)
+            if body["model"] != self.model:
+                outcome = FOREIGN
+                return self._unknown(body["model"])
             mode = self.mode(worker)
             outcome = mode or str(body.get(POISON, 200))
             await asyncio.sleep(latency(marker))
@@ -123,7 +131,7 @@ class Engine:
         mode = self.mode(self.owner(request)[0])
         if mode and mode not in _PROBES and mode != "wrong_model":
             return await self._misbehave(request, mode, {})
-        model = "another-model" if mode == "wrong_model" else MODEL
+        model = "another-model" if mode == "wrong_model" else self.model
         return web.json_response({"object": "list", "data": [{"id": model, "object": "model"}]})
 
     async def _answer(
@@ -164,9 +172,12 @@ class Engine:
             return web.Response(body=_INVALID_ANSWERS[mode], content_type="application/json")
         return self._refuse(mode)
 
+    def _unknown(self, model: str) -> web.Response:
+        return _error(404, f"The model `{model}` does not exist.", code="model_not_found")
+
     def _refuse(self, mode: str) -> web.Response:
         if mode == "wrong_model":
-            return _error(404, f"The model `{MODEL}` does not exist.", code="model_not_found")
+            return self._unknown(self.model)
         status = int(mode[:3]) if mode[:3].isdecimal() else 500
         response = _error(status, "The engine is unwell.")
         if mode.endswith("_retry_after"):
@@ -209,10 +220,10 @@ async def _half(request: web.Request, body: dict[str, Any]) -> web.StreamRespons
     return response
 
 
-async def main(data_dir: Path, log: Path, port: int) -> None:
+async def main(data_dir: Path, log: Path, port: int, model: str) -> None:
     """Serve until killed."""
     with log.open("a") as file:
-        engine = Engine(Peers(data_dir), file, port=port)
+        engine = Engine(Peers(data_dir), file, model, port=port)
         application = web.Application(client_max_size=1 << 26)
         application.router.add_post("/v1/chat/completions", engine.complete)
         for path in ("/health", "/v1/models"):
@@ -228,4 +239,4 @@ async def main(data_dir: Path, log: Path, port: int) -> None:
 
 if __name__ == "__main__":
     with suppress(KeyboardInterrupt):
-        asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
+        asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from tests.oracle import InputLine
 
 MODEL = "tide-chaos"
+FLEETS = {"main": MODEL, "annex": "tide-annex"}
+"""The fleets of the stack with the model of each."""
 ENDPOINT = "/v1/chat/completions"
 POISON = "x_status"
 """The body field that makes every engine answer the request with this status."""
@@ -24,6 +26,7 @@ class Request:
 
     marker: str
     status: int = 200
+    model: str = MODEL
 
     @property
     def custom_id(self) -> str:
@@ -33,7 +36,8 @@ class Request:
     def body(self) -> dict[str, Any]:
         """Return the body for the engine."""
         poison = {} if self.status == 200 else {POISON: self.status}
-        return {"model": MODEL, "messages": [{"role": "user", "content": self.marker}], **poison}
+        messages = [{"role": "user", "content": self.marker}]
+        return {"model": self.model, "messages": messages, **poison}
 
     def line(self) -> bytes:
         """Return the line of the input file."""
@@ -66,7 +70,7 @@ def answer(body: Mapping[str, Any], padding: int = 0) -> dict[str, Any]:
         "id": f"chatcmpl-{digest[:16]}",
         "object": "chat.completion",
         "created": 1,
-        "model": MODEL,
+        "model": body["model"],
         "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
         "usage": {
             "prompt_tokens": prompt,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from tests.chaos import events, inputs, lifecycle
+from tests.chaos import events, fleets, inputs, lifecycle
+from tests.chaos.exchange import FLEETS
 from tests.chaos.schedule import kind_of
 from tests.e2e.waiting import until
 
@@ -63,6 +64,7 @@ class Injector:
             "store": self._store,
             "net": self._net,
             "engine": self._engine,
+            "fleet": self._fleet,
             "object": self._object,
             "event": self._event,
             "input": self._input,
@@ -266,16 +268,26 @@ class Injector:
         return fault.target
 
     def _engine(self, fault: Fault) -> str:
-        assert self.system.engine is not None
         target = "*"
         if fault.target == "one":
             workers = [*self._programs("spot"), *self._programs("dedicated")]
-            target = workers[fault.pick % len(workers)].name if workers else "infer-spot-1"
+            target = workers[fault.pick % len(workers)].name if workers else "infer-spot-main-1"
         mode = fault.kind.partition(".")[2]
         with self._exclusively(f"engine {target}"):
-            self.system.engine.order(mode=mode, target=target, seconds=fault.seconds)
+            for engine in self.system.engines.values():
+                engine.order(mode=mode, target=target, seconds=fault.seconds)
             time.sleep(fault.seconds)
         return target
+
+    def _fleet(self, fault: Fault) -> str:
+        """Disturb one fleet until a new batch of the other one is over, which must be in time."""
+        (other,) = (fleet for fleet in FLEETS if fleet != fault.target)
+        # Two at once could disturb both fleets, and wait for each other's batches.
+        with self._exclusively("fleets"), fleets.disturbed(self.system, fault) as struck:
+            batch = fleets.submit_to(other, self.workload, self._tenant(fault))
+            time.sleep(fault.seconds)
+            until(lambda: batch.is_over, f"{batch.id} is over", within=fleets.PATIENCE)
+        return f"{struck}, beside {batch.id}"
 
     # Tenants, their objects and events
 

@@ -36,7 +36,7 @@ SETTINGS = {
 Batches have several segments.
 """
 _AT_ONCE = 24
-_SENDERS = {"object", "event", "input", "batch", "data"}
+_SENDERS = {"fleet", "object", "event", "input", "batch", "data"}
 
 
 @dataclass(frozen=True)

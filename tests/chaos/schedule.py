@@ -14,6 +14,7 @@ FUNCTIONS = ("split", "finalize", "schedule", "upload", "create-batch", "cancel-
 WORKERS = ("spot", "dedicated")
 HELPERS = ("broker", "router", "portal")
 LINKS = ("postgres", "broker", "store")
+FLEETS = ("main", "annex")
 ENGINES = ("one", "one", "all")
 """Two of three engine faults hit one worker's engine only, so that the others reveal it as faulty."""
 GAP = 1.2
@@ -95,6 +96,9 @@ KINDS: tuple[Kind, ...] = (
     Kind("engine.error_in_200", 2, ENGINES, (0.5, 5.0)),
     Kind("engine.null_in_200", 2, ENGINES, (0.5, 5.0)),
     Kind("engine.huge", 2, ENGINES, (0.5, 3.0)),
+    Kind("fleet.pause", 3, FLEETS, (1.0, 8.0)),
+    Kind("fleet.down", 2, FLEETS, (1.0, 8.0)),
+    Kind("fleet.500", 2, FLEETS, (1.0, 8.0)),
     Kind("object.missing", 2),
     Kind("object.corrupt", 2),
     Kind("object.truncated", 2),

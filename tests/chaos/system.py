@@ -1,4 +1,4 @@
-"""The system under chaos: a stack behind proxies, an S3 server and a misbehaving engine."""
+"""The system under chaos: a stack of two fleets behind proxies, an S3 server, misbehaving engines."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from lowtide.local.options import default_root
 from lowtide.local.ports import free_port
 from tests.chaos.control import HOST, Helper
 from tests.chaos.disk import Disk
+from tests.chaos.exchange import FLEETS
 from tests.e2e.command import clean_environment, lowtide
 from tests.e2e.stacks import LocalStack
 from tests.e2e.waiting import until
@@ -35,6 +36,19 @@ if TYPE_CHECKING:
 
 _WEED_SERVICES = ("master", "volume", "filer", "s3")
 _START_WITHIN = 240.0
+_FLEETS_FILE = """\
+fleets:
+  main:
+    models: ["*"]
+    engine: {{kind: openai, url: "http://{host}:{main}"}}
+    spot: {{max_replicas: 4}}
+    dedicated: {{max_replicas: 2}}
+  annex:
+    models: [{annex_model}]
+    engine: {{kind: openai, url: "http://{host}:{annex}"}}
+    spot: {{max_replicas: 2}}
+    dedicated: {{max_replicas: 1}}
+"""
 
 
 class ProxiedStack(LocalStack):
@@ -167,15 +181,15 @@ class System:
         self.disks: dict[str, Disk] = {}
         self.store = S3Server(self.folder / "objects")
         self._via = {name: free_port() for name in ("postgres", "broker", "store")}
-        engine_port = free_port()
-        self._engine_port = engine_port
+        self._engine_ports = {fleet: free_port() for fleet in FLEETS}
+        fleets = self.folder / "fleets.yaml"
+        fleets.write_text(
+            _FLEETS_FILE.format(host=HOST, annex_model=FLEETS["annex"], **self._engine_ports)
+        )
         self.stack = ProxiedStack(
             self.data_dir,
             {
-                "LOWTIDE_ENGINE": "openai",
-                "LOWTIDE_SPOT_REPLICAS": "4",
-                "LOWTIDE_DEDICATED_REPLICAS": "2",
-                "LOWTIDE_ENGINE_URL": f"http://{HOST}:{engine_port}",
+                "LOWTIDE_FLEETS": str(fleets),
                 "LOWTIDE_OBJECT_STORE_URL": "s3://bucket/lowtide",
                 "AWS_ENDPOINT_URL": f"http://{HOST}:{self._via['store']}",
                 "AWS_ACCESS_KEY_ID": "any",
@@ -185,7 +199,7 @@ class System:
             },
         )
         self.stack.via = {name: self._via[name] for name in ("postgres", "broker")}
-        self.engine: Helper | None = None
+        self.engines: dict[str, Helper] = {}
         self.proxies: Helper | None = None
 
     def start(self, *, disks: bool) -> None:
@@ -195,11 +209,12 @@ class System:
         if disks:
             self._mount()
         self.store.start()
-        self.engine = Helper.start(
-            "tests.chaos.engine",
-            [self.data_dir, self.executions, str(self._engine_port)],
-            self.folder / "engine.log",
-        )
+        for fleet, port in self._engine_ports.items():
+            self.engines[fleet] = Helper.start(
+                "tests.chaos.engine",
+                [self.data_dir, self.executions, str(port), FLEETS[fleet]],
+                self.folder / f"engine-{fleet}.log",
+            )
         self.proxies = Helper.start(
             "tests.chaos.proxy",
             [
@@ -214,9 +229,9 @@ class System:
 
     def heal(self) -> None:
         """End every fault of the helpers, the store and the disks."""
-        assert self.engine is not None
         assert self.proxies is not None
-        self.engine.order(mode="heal", target="*", seconds=0)
+        for engine in self.engines.values():
+            engine.order(mode="heal", target="*", seconds=0)
         self.proxies.order(mode="heal")
         for disk in self.disks.values():
             disk.empty()
@@ -231,7 +246,7 @@ class System:
 
     def stop(self, *, keep: bool = False) -> None:
         """Stop everything; remove the folder unless `keep`."""
-        for helper in (self.engine, self.proxies):
+        for helper in (*self.engines.values(), self.proxies):
             if helper is not None:
                 helper.stop()
         if (self.data_dir / "state.json").exists():

@@ -10,7 +10,8 @@ import pytest
 
 from lowtide.local.ports import free_port
 from tests.chaos.control import HOST, Helper
-from tests.chaos.exchange import POISON, Request, answer
+from tests.chaos.engine import FOREIGN
+from tests.chaos.exchange import MODEL, POISON, Request, answer
 from tests.chaos.verdict import read_executions
 from tests.e2e.waiting import until
 
@@ -28,7 +29,7 @@ class Server:
         self.port = free_port()
         self.log = folder / "executions.jsonl"
         self.helper = Helper.start(
-            "tests.chaos.engine", [folder, self.log, str(self.port)], folder / "engine.log"
+            "tests.chaos.engine", [folder, self.log, str(self.port), MODEL], folder / "engine.log"
         )
         self.client = httpx.Client(base_url=f"http://{HOST}:{self.port}", timeout=10)
 
@@ -62,6 +63,18 @@ def test_healthy_engine_answers_and_records_execution(server: Server) -> None:
     until(
         lambda: [one for one in read_executions(server.log) if one.outcome == "200"],
         "the execution is recorded",
+        within=5,
+    )
+
+
+def test_request_for_another_model_is_refused_and_recorded(server: Server) -> None:
+    response = server.ask(Request("t/1/2", model="another").body())
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+    until(
+        lambda: (
+            "t/1/2" in {one.marker for one in read_executions(server.log) if one.outcome == FOREIGN}
+        ),
+        "the refusal is recorded",
         within=5,
     )
 

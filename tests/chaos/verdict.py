@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tests import oracle
 from tests.chaos import lifecycle
+from tests.chaos.engine import FOREIGN
 from tests.chaos.exchange import check_answer
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ MAX_IDLE_RATE = 100.0
 """Maximum transactions per second of an idle system."""
 _FINAL_STATUSES = {
     "plain": {"completed"},
+    "spared": {"completed"},
     "deleted": {"completed"},
     "outlived": {"completed"},
     "poison": {"completed"},
@@ -79,6 +81,9 @@ def judge(workload: Workload, system: System, observer: Observer, findings: Find
             verdict.innocent += one.innocent
     executions = read_executions(system.executions)
     verdict.executions = len(executions)
+    foreign = [one for one in executions if one.outcome == FOREIGN]
+    if foreign:
+        findings.report("routing", f"{len(foreign)} at another fleet's engine, first {foreign[0]}")
     findings.hold("leases", lambda: oracle.check_single_lease(executions, observer.leases))
     findings.hold(
         "events",
@@ -114,6 +119,8 @@ def _judge_batch(batch: Batch, findings: Findings) -> Verdict:
     verdict.batches[f"{batch.purpose} {final['status']}"] += 1
     if final["status"] not in _FINAL_STATUSES[batch.purpose]:
         findings.report("status", f"{about} is {final['status']}: {final['errors']}")
+    if final["status"] == "completed" and batch.purpose != "expire":
+        findings.hold("in time", lambda: _check_in_time(batch), about)
     if final["status"] == "failed":
         findings.hold("failed batch", lambda: _check_failed(batch), about)
         return verdict
@@ -149,6 +156,11 @@ def _judge_batch(batch: Batch, findings: Findings) -> Verdict:
         "innocent", lambda: oracle.check_causes(failed, lambda one: bool(excuse(batch, one))), about
     )
     return verdict
+
+
+def _check_in_time(batch: Batch) -> None:
+    final = batch.last
+    assert final["completed_at"] <= final["expires_at"], final
 
 
 def _check_failed(batch: Batch) -> None:

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.chaos.exchange import ENDPOINT, Request, input_file
+from tests.chaos.exchange import ENDPOINT, FLEETS, MODEL, Request, input_file
 from tests.e2e.stacks import FINAL
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = {"ebb": 1, "flood": 2, "slack": 4}
 """The tenants of a run with their weights."""
+MIXES = ((MODEL,), (MODEL,), tuple(FLEETS.values()), tuple(FLEETS.values()), (FLEETS["annex"],))
+"""The models of a batch: two of five have those of both fleets."""
 LIVE = 3
 """Running batches per tenant, in addition to those that faults create."""
 
@@ -33,7 +35,7 @@ class Tenant:
 class Batch:
     """A batch of the run; `purpose` defines its allowed outcomes:
 
-    `plain`, `deleted` and `outlived`: completed, whatever happens to its files later; `poison`: some requests fail; `victim`: its input breaks; `cancel` and
+    `plain`, `spared`, `deleted` and `outlived`: completed, whatever happens to its files later; `poison`: some requests fail; `victim`: its input breaks; `cancel` and
     `expire`: it may end that way; `bad`: it must fail or be refused.
     """
 
@@ -103,19 +105,25 @@ class Workload:
         poison: Sequence[int] = (),
         window: str = "24h",
         size: int | None = None,
+        models: Sequence[str] = (),
         upload: Callable[[bytes], str] | None = None,
         before: Callable[[Batch], None] = lambda _: None,
     ) -> Batch:
         """Upload a file and create its batch; the first requests get the statuses of `poison`.
 
+        Requests are for `models` in turn, by default for those of a fleet or of both, at random.
         `before` is called between upload and creation.
         """
         with self._lock:
             self._submitted += 1
             name = f"{tenant.name}/{self._submitted}"
             number = self._numbers.randint(*self._size) if size is None else size
+            models = models or self._numbers.choice(MIXES)
         statuses = [*poison, *[200] * (number - len(poison))]
-        requests = [Request(f"{name}/{n}", status) for n, status in enumerate(statuses, start=1)]
+        requests = [
+            Request(f"{name}/{n}", status, models[n % len(models)])
+            for n, status in enumerate(statuses, start=1)
+        ]
         batch = Batch(tenant, purpose, requests, input_file(requests))
         batch.file = (upload or tenant.api.upload)(batch.source)
         before(batch)

@@ -15,7 +15,7 @@ from lowtide.engines.breaker import STREAK
 from lowtide.local.ports import free_port
 from lowtide.worker.engine_watch import RECENT
 from tests.chaos.control import HOST, Helper
-from tests.chaos.exchange import Request, check_answer, input_file
+from tests.chaos.exchange import MODEL, Request, check_answer, input_file
 from tests.e2e.stacks import new_stack
 from tests.e2e.waiting import until
 
@@ -127,7 +127,7 @@ def shared_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     stack = new_stack({**SETTINGS, "LOWTIDE_ENGINE_URL": f"http://{HOST}:{port}"})
     log.touch()
     engine = Helper.start(
-        "tests.chaos.engine", [stack.data_dir, log, str(port)], folder / "engine.log"
+        "tests.chaos.engine", [stack.data_dir, log, str(port), MODEL], folder / "engine.log"
     )
     try:
         stack.up()

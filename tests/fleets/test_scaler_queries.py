@@ -18,6 +18,7 @@ from lowtide.settings import Settings
 from manifests.overlays import ROOT
 
 if TYPE_CHECKING:
+    from lowtide.fleets.model import Fleets
     from lowtide.local.autoscaler import Policy
     from tests.worlds import World
 
@@ -35,11 +36,29 @@ fleets:
 """,
     Settings(),
 ).fleets
+WIDE = parse(
+    """\
+fleets:
+  large:
+    models: [large]
+    spot: {max_replicas: 40}
+    dedicated: {max_replicas: 20}
+  small:
+    models: [small]
+    spot: {max_replicas: 29, rows_per_replica: 7}
+    dedicated: {max_replicas: 67, rows_per_replica: 3}
+""",
+    Settings(),
+).fleets
+"""Fleets whose bounds allow all the replicas that 200 requests call for."""
+ROWS = dict(
+    zip([(fleet.name, pool) for fleet in WIDE for pool in Pool], (5, 10, 7, 3), strict=True)
+)
 LANES = [(fleet.name, pool) for fleet in FLEETS for pool in Pool]
 
 
-def rules(fleet: str, pool: Pool) -> Policy:
-    found = FLEETS.get(fleet)
+def rules(fleet: str, pool: Pool, fleets: Fleets = FLEETS) -> Policy:
+    found = fleets.get(fleet)
     assert found is not None
     document = yaml.safe_load(scaler_text(ROOT, found, pool))
     return policy(msgspec.convert(document, ScaledObject))
@@ -108,6 +127,25 @@ def test_replicas_are_the_ceiling_of_the_lanes_requests(
     ]
     assert replicas == expected
     assert count(world, fleet, pool) == most
+
+
+def test_replicas_follow_each_lane_alone_while_all_queues_vary(world: World) -> None:
+    policies = {lane: rules(*lane, WIDE) for lane in LANES}
+    everything = "SELECT " + ", ".join(f"({policies[lane].query})" for lane in LANES)
+    # With factors that share no divisor with 201, each lane takes every number from 0 to 200 once,
+    # beside ever other numbers in the others.
+    for step in range(201):
+        rows = {lane: step * factor % 201 for lane, factor in zip(LANES, (1, 2, 5, 7), strict=True)}
+        run(world, "DELETE FROM claims; DELETE FROM queue")
+        for lane, number in rows.items():
+            fill(world, "claims", *lane, number // 3)
+            fill(world, "queue", *lane, number - number // 3)
+        with world.database.engine("autoscaler").connect() as connection:
+            values = dict(zip(LANES, connection.execute(text(everything)).one(), strict=True))
+        replicas = {
+            lane: decide(policies[lane], Memory(), values[lane], 0.0).replicas for lane in LANES
+        }
+        assert replicas == {lane: -(-rows[lane] // ROWS[lane]) for lane in LANES}, rows
 
 
 def test_running_requests_count_in_their_own_lane(world: World) -> None:
