@@ -40,21 +40,25 @@ STEPS = "bench.queue_steps"
 EMPTIED = "batches, requests, queue, claims, results, tallies, workers, outbox"
 RATE_BAR, HELD_BAR, FLEETS_BAR = 40_000, 0.8, 0.95
 SMALL, MIDDLE, LARGE = 50_000, 200_000, 1_000_000
-FLEETS, PAIRS = 50, 5
+FLEETS, PAIRS = 50, 10
 PEER_WORKERS = 4
 
 
 def scenarios(*, quick: bool) -> list[dict[str, Any]]:
-    """Return the scenarios; the first is the baseline of the others."""
+    """Return the scenarios; the first is the baseline of the others.
+
+    Next come pairs of one fleet and many, whose first one alternates: rates of a machine drift by
+    more than the difference.
+    """
     plain = {
         "lines": SMALL, "workers": 4, "pinned": False, "batches": 1, "tenants": 1, "fleets": 1,
     }  # fmt: skip
+    many = plain | {"fleets": FLEETS}
     if quick:
         return [plain, plain | {"pinned": True}]
     return [
         plain,
-        # In turn with the plain one, as their ratio is what counts.
-        *[plain | {"fleets": FLEETS}, plain] * PAIRS,
+        *[many, plain, plain, many] * (PAIRS // 2),
         *(plain | {"workers": workers} for workers in (1, 2, 8, 16)),
         plain | {"pinned": True},
         plain | {"batches": 100, "tenants": 4},
@@ -189,12 +193,14 @@ def peer(stage: Stage, size: int, seconds: float) -> int | None:
 
 
 def fleets_ratio(runs: Sequence[dict[str, Any]]) -> float | None:
-    """Return the median rate beside many other fleets, as a share of the plain one's."""
-    many = [run["rate"] for run in runs if run["fleets"] > 1]
-    if not many:
+    """Return the rate beside many other fleets as a share of the plain one's, the median of pairs."""
+    paired = runs[1 : 2 * PAIRS + 1]
+    if len(paired) < 2 * PAIRS:
         return None
-    plain = [run["rate"] for run in runs[: 2 * PAIRS + 1] if run["fleets"] == 1]
-    return float(statistics.median(many) / statistics.median(plain))
+    many = [run["rate"] for run in paired if run["fleets"] > 1]
+    plain = [run["rate"] for run in paired if run["fleets"] == 1]
+    ratios = [ours / theirs for ours, theirs in zip(many, plain, strict=True)]
+    return float(statistics.median(ratios))
 
 
 def show(runs: Sequence[dict[str, Any]], copy: int, pgqueuer: int | None) -> None:
