@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lowtide.buckets.service import Buckets
     from lowtide.core.pools import Pool
     from lowtide.events.model import EventSink
+    from lowtide.identity.model import Issuers
     from lowtide.identity.tokens import TokenVerifier
     from lowtide.objects.data_keys import DataKeys
     from lowtide.objects.joined import JoinedObjects
@@ -48,7 +49,13 @@ if TYPE_CHECKING:
     from lowtide.telemetry.tracing import Tracer
     from lowtide.tenants.callers import Authenticator
     from lowtide.tenants.service import Administration, Tenancy
-    from lowtide.tenants.sign_in import Principal, SignedOutStore, SignIn, SignInGuard
+    from lowtide.tenants.sign_in import (
+        Principal,
+        SignedOutStore,
+        SignIn,
+        SignInGuard,
+        TokenSignIn,
+    )
     from lowtide.worker.loop import PullLoop, Worker
 
 _EXTENSION = "lowtide"
@@ -171,14 +178,22 @@ class App:
             tokens=self._tokens(),
         )
 
-    def _tokens(self) -> TokenVerifier | None:
+    @cached_property
+    def issuers(self) -> Issuers | None:
+        """The trusted identity providers; None without any. Raises ValueError for an invalid file."""
         if not self.settings.identity:
             return None
         # Functions without identity providers start without the libraries for tokens.
         from lowtide.identity.parsing import read_file
+
+        return read_file(Path(self.settings.identity))
+
+    def _tokens(self) -> TokenVerifier | None:
+        if self.issuers is None:
+            return None
         from lowtide.identity.tokens import TokenVerifier
 
-        return TokenVerifier(read_file(Path(self.settings.identity)))
+        return TokenVerifier(self.issuers)
 
     @cached_property
     def splitter(self) -> Splitter:
@@ -395,13 +410,23 @@ class App:
         if self._tenant_database is not None and pepper:
             callers = Authenticator(self._tenant_database, pepper=pepper, anonymous=None)
             sign_ins.append(KeySignIn(callers, settings.portal_key_role))
-        for password_hash, role in (
-            (settings.portal_password_hash, Role.OPERATOR),
-            (settings.portal_viewer_password_hash, Role.VIEWER),
+        for password_hash, role, name in (
+            (settings.portal_password_hash, Role.ADMIN, "operator"),
+            (settings.portal_viewer_password_hash, Role.VIEWER, "viewer"),
         ):
             if password_hash.get_secret_value():
-                sign_ins.append(PasswordSignIn(password_hash.get_secret_value(), role))
+                sign_ins.append(PasswordSignIn(password_hash.get_secret_value(), role, name))
+        if self.token_sign_in is not None:
+            sign_ins.append(self.token_sign_in)
         return SignInGuard(sign_ins, timer=time.monotonic)
+
+    @cached_property
+    def token_sign_in(self) -> TokenSignIn | None:
+        """Sign-in to the portal at an identity provider; None without one."""
+        from lowtide.tenants.sign_in import TokenSignIn
+
+        client = None if self.issuers is None else self.issuers.portal
+        return None if client is None else TokenSignIn(client)
 
     @cached_property
     def signed_out(self) -> SignedOutStore:

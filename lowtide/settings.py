@@ -536,6 +536,11 @@ class Settings(BaseSettings):
         description="Hash of the operator's password, from `lowtide portal-password`, with full "
         "access to all tenants. Unset: no sign-in as operator.",
     )
+    oidc_client_secret: SecretStr = Field(
+        default=SecretStr(""),
+        description="Secret of the portal as a client of the identity provider. Unset: a public client. See "
+        "[identity.md](identity.md#sign-in-to-the-portal).",
+    )
     portal_viewer_password_hash: SecretStr = Field(
         default=SecretStr(""),
         description="Hash of the viewer's password, with read-only access to all tenants. Unset: "

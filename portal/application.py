@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from lowtide.app import App
     from lowtide.settings import Settings
+    from portal.single_sign_on import SingleSignOn
     from portal.watching import Watching
 
 
@@ -101,6 +102,7 @@ def build(watching: Watching, lowtide: App) -> None:
     shortcuts.install()
     sign_in.install(
         guard,
+        _single_sign_on(lowtide),
         session_seconds=settings.portal_session_seconds,
         https_only=settings.portal_https_only,
     )
@@ -117,6 +119,20 @@ def build(watching: Watching, lowtide: App) -> None:
     health.install(watching, api_url=settings.api_url)
     for page in (tenants, keys, audit, usage):
         page.install(watching, api_url=settings.api_url)
+
+
+def _single_sign_on(lowtide: App) -> SingleSignOn | None:
+    if lowtide.issuers is None or lowtide.issuers.portal is None or lowtide.token_sign_in is None:
+        return None
+    from portal.single_sign_on import SingleSignOn
+
+    settings = lowtide.settings
+    return SingleSignOn(
+        lowtide.issuers.portal,
+        settings.oidc_client_secret.get_secret_value(),
+        lowtide.token_sign_in,
+        session_seconds=settings.portal_session_seconds,
+    )
 
 
 def serve(settings: Settings) -> None:

@@ -31,3 +31,9 @@ def plain_page(
     headers = {} if retry_after is None else {"Refresh": str(retry_after)}
     content = _PAGE.format(title=escape(title), message=escape(message))
     return HTMLResponse(content, status, headers | {"Cache-Control": "no-store"})
+
+
+def leaving_page(title: str, address: str) -> HTMLResponse:
+    """Return a page from which the browser goes on to the address of another site."""
+    content = _PAGE.format(title=escape(title), message="")
+    return HTMLResponse(content, 200, {"Refresh": f"0; url={address}", "Cache-Control": "no-store"})

@@ -98,12 +98,15 @@ SIGNED_OUT: Final = SignedOut()
 
 
 SIGN_IN: Final = "/sign-in"
+SIGN_IN_START: Final = "/sign-in/start"
+SIGN_IN_CALLBACK: Final = "/sign-in/callback"
+"""Paths of the sign-in at an identity provider."""
 SIGN_OUT: Final = "/sign-out"
 FIRST_PAGE: Final = "/batches"
 """The start page of a tenant's principals, which cannot open pages of the whole installation."""
 
 _NAME: Final = "visitor"
-_OPEN: Final = (SIGN_IN, "/healthz", "/favicon.ico")
+_OPEN: Final = (SIGN_IN, SIGN_IN_START, SIGN_IN_CALLBACK, "/healthz", "/favicon.ico")
 WHOLE_INSTALLATION: Final = ("/", "/queues", "/health", "/tenants", "/keys", "/audit")
 """Pages that show the work of every tenant."""
 _OPEN_FOLDERS: Final = ("/_nicegui/", "/_nicegui_ws/", "/assets/")

@@ -420,7 +420,7 @@ h1 { overflow-wrap: anywhere; }
 .sign-in .field { display: flex; flex-direction: column; gap: 6px; }
 .sign-in input { padding: 9px 12px; border: 1px solid var(--muted); border-radius: 8px;
   background: var(--page); color: var(--ink); font: inherit; }
-.primary { padding: 10px 16px; border: 0; border-radius: 8px; background: #1e4f8f; color: #fff;
+.primary { padding: 10px 16px; text-align: center; text-decoration: none; border: 0; border-radius: 8px; background: #1e4f8f; color: #fff;
   font: inherit; font-weight: 600; cursor: pointer; }
 @media (max-width: 860px) {
   .tiles { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 8px; }

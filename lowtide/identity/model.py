@@ -63,6 +63,11 @@ class RoleRule:
 
     claim: Claim = Claim(("groups",))
     members: Mapping[Role, frozenset[str]] = field(default_factory=dict)
+    every_tenant: frozenset[str] = frozenset()
+
+    def sees_every_tenant(self, claims: Claims) -> bool:
+        """Return whether the portal shows the whole installation."""
+        return not self.every_tenant.isdisjoint(self.claim.values(claims))
 
     def role(self, claims: Claims) -> Role | None:
         """Return the role; None without one."""
@@ -103,25 +108,40 @@ class Issuer:
             user=" ".join(names),
             role=role,
             scopes=frozenset(held),
+            sees_every_tenant=self.roles.sees_every_tenant(claims),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a token speaks for; `tenant` and `role` are None if it says nothing about them."""
+    """Who a token speaks for; `tenant` and `role` are None if it says nothing about them.
+
+    In the portal, those who see every tenant are of none.
+    """
 
     issuer: str
     tenant: str | None
     user: str
     role: Role | None
     scopes: Scopes
+    sees_every_tenant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PortalClient:
+    """The portal as a client of an issuer; `scopes` are those that it asks for."""
+
+    issuer: Issuer
+    client_id: str
+    scopes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Issuers:
-    """The issuers that are trusted."""
+    """The issuers that are trusted, and the one at which people sign in to the portal, if any."""
 
     all: tuple[Issuer, ...] = ()
+    portal: PortalClient | None = None
 
     def get(self, url: str) -> Issuer | None:
         """Return the issuer with exactly this URL."""

@@ -15,6 +15,7 @@ from lowtide.identity.model import (
     ALGORITHMS,
     Issuer,
     Issuers,
+    PortalClient,
     RoleRule,
     TenantRule,
     claim_of,
@@ -85,6 +86,9 @@ class RolesPart(Part):
     viewer: tuple[str, ...] = Field(default=(), description="Values of viewers.")
     operator: tuple[str, ...] = Field(default=(), description="Values of operators.")
     admin: tuple[str, ...] = Field(default=(), description="Values of admins.")
+    every_tenant: tuple[str, ...] = Field(
+        default=(), description="Values of those to whom the portal shows the whole installation."
+    )
 
 
 class IssuerPart(Part):
@@ -112,10 +116,23 @@ class IssuerPart(Part):
     )
 
 
+class PortalPart(Part):
+    """The portal as a client, which people sign in to."""
+
+    issuer: str = Field(description="One of the issuers.")
+    client_id: str = Field(min_length=1, description="The client's id there.")
+    scopes: tuple[str, ...] = Field(
+        default=("openid", "profile", "email"), description="Scopes that it asks for."
+    )
+
+
 class IdentityFile(Part):
     """The file that LOWTIDE_IDENTITY names."""
 
     issuers: tuple[IssuerPart, ...] = Field(min_length=1, description="The trusted issuers.")
+    portal: PortalPart | None = Field(
+        default=None, description="Sign-in to the portal; without it, by password and API key."
+    )
 
 
 def read_file(path: Path) -> Issuers:
@@ -128,19 +145,20 @@ def parse(text: str, name: str = "identity.yaml") -> Issuers:
     file = YamlFile.parse(text, name)
     found: list[Problem] = []
     try:
-        parts = IdentityFile.model_validate(file.data).issuers
+        content = IdentityFile.model_validate(file.data)
     except ValidationError as error:
         found += problems_of(error, IdentityFile, _FIXES, secrets_in=_SECRETS_IN)
     else:
-        found += _contradictions(parts)
+        found += _contradictions(content)
         if not found and not file.repeated:
-            return Issuers(tuple(map(_issuer, parts)))
+            issuers = tuple(map(_issuer, content.issuers))
+            return Issuers(issuers, _portal(content.portal, issuers))
     raise file.refusal((location, _text(location, message)) for location, message in found)
 
 
-def _contradictions(parts: tuple[IssuerPart, ...]) -> Iterator[Problem]:
+def _contradictions(content: IdentityFile) -> Iterator[Problem]:
     seen: set[str] = set()
-    for position, part in enumerate(parts):
+    for position, part in enumerate(content.issuers):
         if part.issuer in seen:
             yield ("issuers", position, "issuer"), "is listed twice: remove one"
         seen.add(part.issuer)
@@ -149,6 +167,17 @@ def _contradictions(parts: tuple[IssuerPart, ...]) -> Iterator[Problem]:
         tenant = part.tenant
         if tenant.name is not None and (tenant.claim is not None or tenant.names):
             yield ("issuers", position, "tenant"), "has a name, so that claim and names say nothing"
+    if content.portal is not None and content.portal.issuer not in seen:
+        yield ("portal", "issuer"), "must be one of the issuers"
+    if content.portal is not None and "openid" not in content.portal.scopes:
+        yield ("portal", "scopes"), "must include openid"
+
+
+def _portal(part: PortalPart | None, issuers: tuple[Issuer, ...]) -> PortalClient | None:
+    if part is None:
+        return None
+    (issuer,) = (each for each in issuers if each.url == part.issuer)
+    return PortalClient(issuer, part.client_id, part.scopes)
 
 
 def _audiences(part: IssuerPart) -> tuple[str, ...]:
@@ -177,6 +206,7 @@ def _issuer(part: IssuerPart) -> Issuer:
         roles=RoleRule(
             claim_of(part.roles.claim),
             {role: frozenset(values) for role, values in members.items()},
+            frozenset(part.roles.every_tenant),
         ),
         scopes=claim_of(part.scopes),
     )

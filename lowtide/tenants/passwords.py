@@ -42,15 +42,17 @@ def matches(password: str, stored: str) -> bool:
 
 
 class PasswordSignIn:
-    """Sign-in with the password of a role, with access to every tenant."""
+    """Sign-in with a password, which `name` has, as a role with access to every tenant."""
 
     needs_database = False
 
-    def __init__(self, stored: str, role: Role) -> None:
+    def __init__(self, stored: str, role: Role, name: str = "") -> None:
         self._stored = stored
         # A digest of the secret salted hash: it reveals only that the password was changed.
         fingerprint = hashlib.sha256(f"{role} {stored}".encode()).hexdigest()[:32]
-        self._principal = Principal(f"{role} (portal)", role, credential=f"password {fingerprint}")
+        self._principal = Principal(
+            f"{name or role} (portal)", role, credential=f"password {fingerprint}"
+        )
 
     def authenticate(self, secret: str) -> Principal | None:
         """Return the principal of the password; None if it does not match."""

@@ -179,6 +179,10 @@ class Administration:
         _require_all(principal)
         return {tenant.id: tenant.name for tenant in self._registry.tenants()}
 
+    def ids(self) -> Mapping[str, TenantId]:
+        """Return every tenant's id by its name, for the sign-in of people."""
+        return {tenant.name: tenant.id for tenant in self._registry.tenants()}
+
     def own_name(self, principal: Principal) -> str:
         """Return the name of the principal's tenant; raises NotFound without one."""
         for tenant in self._registry.tenants():
@@ -216,8 +220,8 @@ class Administration:
         return self._log.actions()
 
     def acting(self, principal: Principal) -> Tenancy:
-        """Return the service that changes tenants and keys; raises Forbidden also for a viewer."""
-        principal.require_operator_of_all()
+        """Return the service that changes tenants and keys; raises Forbidden for all but admins."""
+        principal.require_admin()
         return self._tenancy(principal.name)
 
 

@@ -8,6 +8,7 @@ from collections import OrderedDict, deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 from sqlalchemy import text
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.core.ids import KeyId, TenantId
+    from lowtide.identity.model import Identity, PortalClient
     from lowtide.tenants.callers import Authenticator
 
 
 _MAX_NAME: Final = 64
+_MAX_USER: Final = 40
 
 
 def clean_name(name: str) -> str:
@@ -67,6 +70,16 @@ class Principal:
             raise Forbidden(
                 "This affects all tenants: sign in with the operator's password, not an API key."
             )
+
+    @property
+    def may_administer(self) -> bool:
+        """True if the principal may change tenants, keys and buckets."""
+        return self.role is Role.ADMIN and self.tenant is None
+
+    def require_admin(self) -> None:
+        """Raise Forbidden for all but an admin of every tenant."""
+        if not self.may_administer:
+            raise Forbidden("Only admins change tenants and keys: sign in as an admin.")
 
 
 class SignIn(Protocol):
@@ -126,6 +139,37 @@ class KeySignIn:
         return f"key {self._role} {format_key_id(key)}"
 
 
+class TokenSignIn:
+    """Sign-in at an identity provider, which checks the secret."""
+
+    needs_database = False
+
+    def __init__(self, client: PortalClient) -> None:
+        self._credential = f"oidc {client.issuer.url} {client.client_id}"
+
+    def authenticate(self, secret: str) -> Principal | None:  # noqa: ARG002 - as of every method
+        """Return None: no secret of the provider is for us."""
+        return None
+
+    def holding(self, credentials: AbstractSet[str]) -> AbstractSet[str]:
+        """Return the credential of the provider at which people sign in now."""
+        return credentials & {self._credential}
+
+    def principal(self, identity: Identity, tenants: Mapping[str, TenantId]) -> Principal:
+        """Return the principal of an identity, given the tenants by name; raises Forbidden."""
+        name = clean_name(
+            f"{clean_name(identity.user)[:_MAX_USER]} ({urlsplit(identity.issuer).netloc})"
+        )
+        if identity.role is None:
+            raise Forbidden("Your account has no role here: ask the operator for one.")
+        if identity.sees_every_tenant:
+            return Principal(name, identity.role, None, self._credential)
+        tenant = tenants.get(identity.tenant or "")
+        if tenant is None:
+            raise Forbidden("Your account is of no tenant here: ask the operator to map it to one.")
+        return Principal(name, identity.role, tenant, self._credential)
+
+
 MAX_FAILURES: Final = 10
 WITHIN_SECONDS: Final = 60.0
 MAX_PLACES: Final = 10_000
@@ -147,6 +191,11 @@ class SignInGuard:
         self._timer = timer
         self._attempts: OrderedDict[_Source, deque[float]] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def takes_secrets(self) -> bool:
+        """True if there is a password, or API keys are accepted."""
+        return any(not isinstance(method, TokenSignIn) for method in self._methods)
 
     def admit(self, secret: str, address: str, name: str = "") -> Principal:
         """Return the principal of a secret; a key has its own name, a password that of a person.

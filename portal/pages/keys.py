@@ -239,12 +239,12 @@ class KeysPage(ListPage[KeyQuery, "TenantKey"]):
                 on_change=lambda event: self._choose_state(event.value or ""),
             ).props("dense outlined options-dense")
             with ui.element("div").classes("actions end"):
-                if self.principal.may_act and self._tenants:
+                if self.principal.may_administer and self._tenants:
                     ui.button("New key…", on_click=self._create).props("unelevated no-caps")
 
     def table(self) -> None:
         """Build the list."""
-        may_act = self.principal.may_act
+        may_act = self.principal.may_administer
         self._table = KeyTable(self._rotate if may_act else None, self._revoke if may_act else None)
 
     def reader(self) -> Callable[[], Listed[TenantKey]]:

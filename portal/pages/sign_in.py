@@ -16,13 +16,24 @@ from lowtide.tenants.keys import PREFIX
 from lowtide.tenants.sign_in import clean_name
 from portal import theme
 from portal.components.frame import page
-from portal.services import in_thread, run_blocking
-from portal.sessions import SIGN_IN, SIGN_OUT, SIGNED_OUT, leave_session, open_session
+from portal.plain_pages import leaving_page
+from portal.services import in_thread, lowtide, run_blocking
+from portal.sessions import (
+    SIGN_IN,
+    SIGN_IN_CALLBACK,
+    SIGN_IN_START,
+    SIGN_OUT,
+    SIGNED_OUT,
+    leave_session,
+    open_session,
+    principal_of,
+)
 
 if TYPE_CHECKING:
     from fastapi import Response
 
     from lowtide.tenants.sign_in import Principal, SignInGuard
+    from portal.single_sign_on import SingleSignOn
 
 
 _MAX_BYTES: Final = 8192
@@ -32,14 +43,25 @@ _YEAR: Final = 365 * 24 * 3600
 _log: Final = logging.getLogger(__name__)
 _PROBLEMS: Final = {
     "401": "Incorrect password or API key.",
+    "account": "Your account has no role or no tenant here: ask the operator for one.",
+    "provider": "The identity provider did not sign you in: try again.",
     "403": "This API key may not read: it needs the scopes files:read and batches:read.",
     "429": "Too many failed attempts: try again in a minute.",
     "503": "The database is not responding: try again.",
 }
 
 
-def install(guard: SignInGuard, *, session_seconds: int, https_only: bool) -> None:
+def install(
+    guard: SignInGuard,
+    single_sign_on: SingleSignOn | None,
+    *,
+    session_seconds: int,
+    https_only: bool,
+) -> None:
     """Serve sign-in and sign-out."""
+    _install_sign_out(single_sign_on)
+    if single_sign_on is not None:
+        _install_single_sign_on(single_sign_on)
 
     @page(SIGN_IN)
     def sign_in(request: Request) -> None:
@@ -47,6 +69,8 @@ def install(guard: SignInGuard, *, session_seconds: int, https_only: bool) -> No
             clean_name(unquote(request.cookies.get(_NAME_COOKIE, ""))),
             _own_path(request.query_params.get("next", "/")),
             _PROBLEMS.get(request.query_params.get("problem", "")),
+            single_sign_on,
+            takes_secrets=guard.takes_secrets,
         )
 
     # Comparing a password takes memory and a core by design: concurrent attempts queue here.
@@ -87,31 +111,65 @@ def install(guard: SignInGuard, *, session_seconds: int, https_only: bool) -> No
             )
         return response
 
+    app.add_api_route(SIGN_IN, admit, methods=["POST"], include_in_schema=False)
+
+
+def _install_sign_out(single_sign_on: SingleSignOn | None) -> None:
     async def leave(request: Request) -> Response:
+        principal = principal_of(request.session)
         leave_session(request.session)
         try:
             await in_thread(SIGNED_OUT.sync)
         except LowtideError as error:
             # Signed out in this process; the watch saves it once the database responds.
             _log.warning("session.not_saved", extra={"error": error.message})
+        if single_sign_on is not None and single_sign_on.opened(principal):
+            address = await single_sign_on.logout_address(request)
+            if address is not None:
+                # A redirect would be of the form, which may not lead to another site.
+                return leaving_page("Signing out", address)
         return RedirectResponse(SIGN_IN, status_code=303)
 
-    app.add_api_route(SIGN_IN, admit, methods=["POST"], include_in_schema=False)
     app.add_api_route(SIGN_OUT, leave, methods=["POST"], include_in_schema=False)
 
 
-def _show(name: str, target: str, problem: str | None) -> None:
+def _install_single_sign_on(single_sign_on: SingleSignOn) -> None:
+    async def start(request: Request) -> Response:
+        return await single_sign_on.start(request, _own_path(request.query_params.get("next", "/")))
+
+    async def finish(request: Request) -> Response:
+        return await single_sign_on.finish(request, lowtide().administration.ids)
+
+    app.add_api_route(SIGN_IN_START, start, methods=["GET"], include_in_schema=False)
+    app.add_api_route(SIGN_IN_CALLBACK, finish, methods=["GET"], include_in_schema=False)
+
+
+def _show(
+    name: str,
+    target: str,
+    problem: str | None,
+    single_sign_on: SingleSignOn | None,
+    *,
+    takes_secrets: bool,
+) -> None:
     theme.paint()
     ui.page_title("Sign in · Lowtide")
-    with (
-        ui.element("div").classes("page sign-in"),
-        ui.element("form").classes("card section").props(f'method=post action="{SIGN_IN}"'),
-    ):
+    with ui.element("div").classes("page sign-in"), ui.element("div").classes("card section"):
         with ui.element("div").classes("brand"):
             ui.html(theme.FAVICON, sanitize=False).style("width: 28px; height: 28px")
             ui.html("Sign in to Lowtide", sanitize=False, tag="h1")
         if problem is not None:
             ui.label(problem).classes("banner").props("role=alert")
+        if single_sign_on is not None:
+            with ui.element("a").classes("primary") as link:
+                ui.label(f"Sign in at {single_sign_on.provider}")
+            link.props["href"] = f"{SIGN_IN_START}?next={quote(target, safe='')}"
+        if takes_secrets:
+            _show_form(name, target)
+
+
+def _show_form(name: str, target: str) -> None:
+    with ui.element("form").classes("section").props(f'method=post action="{SIGN_IN}"'):
         person = _field("name", "Your name, for the audit log")
         person.props("autocomplete=username maxlength=64")
         person.props["value"] = name

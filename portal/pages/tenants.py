@@ -216,12 +216,12 @@ class TenantsPage(ListPage[TenantQuery, "TenantUse"]):
             box.props("dense outlined clearable debounce=350 maxlength=63")
             box.on_value_change(lambda event: self._search(clean(event.value or "")))
             with ui.element("div").classes("actions end"):
-                if self.principal.may_act:
+                if self.principal.may_administer:
                     ui.button("New tenant…", on_click=self._create).props("unelevated no-caps")
 
     def table(self) -> None:
         """Build the list."""
-        self._table = TenantTable(self._edit if self.principal.may_act else None)
+        self._table = TenantTable(self._edit if self.principal.may_administer else None)
         self._items: Sequence[TenantUse] = ()
         ui.label(
             "Unfinished requests have no result yet. Requests, tokens and cost of the last 24 hours are "
