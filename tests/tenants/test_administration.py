@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from tests.conftest import Database
 
-OPERATOR = Principal("ops", Role.OPERATOR)
+ADMIN = Principal("ops", Role.ADMIN)
 VIEWER = Principal("viewer", Role.VIEWER)
-OF_TENANT = Principal("default (api key 1a2b3c4d)", Role.OPERATOR, DEFAULT_TENANT)
+OF_TENANT = Principal("default (api key 1a2b3c4d)", Role.ADMIN, DEFAULT_TENANT)
 
 
 def _run(world: World, sql: str, **parameters: Any) -> None:
@@ -88,7 +88,7 @@ def admin(operator: Engine) -> Administration:
 
 
 def test_tenant_usage_counts_batches_requests_and_cost(world: World, admin: Administration) -> None:
-    acme = admin.acting(OPERATOR).create("acme", TenantChanges(limits={"requests_per_minute": 60}))
+    acme = admin.acting(ADMIN).create("acme", TenantChanges(limits={"requests_per_minute": 60}))
     world.batch(5, tenant=acme.id)
     world.batch(4)
     lease = world.queue.open_lease(Pool.SPOT, "w")
@@ -109,7 +109,7 @@ def test_tenant_usage_counts_batches_requests_and_cost(world: World, admin: Admi
         old=old,
         new=ended,
     )
-    (usage, default), more = admin.tenants(OPERATOR, "", after=None, limit=9)
+    (usage, default), more = admin.tenants(ADMIN, "", after=None, limit=9)
     assert not more
     assert (usage.tenant, default.tenant.name) == (acme, "default")
     assert (usage.active_batches, usage.waiting_lines, usage.running_lines) == (1, 0, 3)
@@ -125,22 +125,22 @@ def test_tenant_usage_counts_batches_requests_and_cost(world: World, admin: Admi
 
 
 def test_tenants_are_searched_and_paged(admin: Administration) -> None:
-    tenancy = admin.acting(OPERATOR)
+    tenancy = admin.acting(ADMIN)
     for name in ("acme-1", "acme-2", "b", "lacme"):
         tenancy.create(name, TenantChanges())
 
     def names(text: str, after: str | None, limit: int = 9) -> tuple[list[str], bool]:
-        tenants, more = admin.tenants(OPERATOR, text, after=after, limit=limit)
+        tenants, more = admin.tenants(ADMIN, text, after=after, limit=limit)
         return [use.tenant.name for use in tenants], more
 
     assert names("acme", None, 2) == (["acme-1", "acme-2"], True)
     assert names("acme", "acme-2", 2) == (["lacme"], False)
     assert names("_", None) == ([], False)
-    assert list(admin.names(OPERATOR).values()) == ["acme-1", "acme-2", "b", "default", "lacme"]
+    assert list(admin.names(ADMIN).values()) == ["acme-1", "acme-2", "b", "default", "lacme"]
 
 
 def test_keys_are_filtered_and_paged(world: World, admin: Administration) -> None:
-    tenancy = admin.acting(OPERATOR)
+    tenancy = admin.acting(ADMIN)
     acme = tenancy.create("acme", TenantChanges())
     for name in ("laptop", "server", "old", "gone"):
         tenancy.create_key("acme", name)
@@ -149,7 +149,7 @@ def test_keys_are_filtered_and_paged(world: World, admin: Administration) -> Non
     tenancy.rotate_key("acme", "old", "0")
 
     def names(**filters: Any) -> list[str]:
-        page, _ = admin.keys(OPERATOR, KeyFilter(**filters), after=None, limit=50)
+        page, _ = admin.keys(ADMIN, KeyFilter(**filters), after=None, limit=50)
         return [each.key.name for each in page]
 
     assert names(tenant=acme.id) == ["old", "server", "gone", "old", "server", "laptop"]
@@ -161,9 +161,9 @@ def test_keys_are_filtered_and_paged(world: World, admin: Administration) -> Non
     assert names(text="lap") == ["laptop"]
     assert names(text="lt_000000", tenant=TenantId(new_id())) == []
     assert len(names(text="lt_000000")) == 6
-    first, more = admin.keys(OPERATOR, KeyFilter(), after=None, limit=3)
+    first, more = admin.keys(ADMIN, KeyFilter(), after=None, limit=3)
     mark = KeyMark(first[-1].key.created_at, first[-1].key.id)
-    rest, end = admin.keys(OPERATOR, KeyFilter(), after=mark, limit=9)
+    rest, end = admin.keys(ADMIN, KeyFilter(), after=mark, limit=9)
     assert [each.key.name for each in (*first, *rest)] == names()
     assert (more, end, {each.tenant for each in rest}) == (True, False, {"acme", "default"})
     _run(world, "UPDATE api_keys SET created_at = '2026-01-01'")
@@ -172,7 +172,7 @@ def test_keys_are_filtered_and_paged(world: World, admin: Administration) -> Non
 
 def test_audit_log_is_filtered_and_paged(world: World, admin: Administration) -> None:
     for actor in ("ana", "ben"):
-        acting = admin.acting(Principal(actor, Role.OPERATOR))
+        acting = admin.acting(Principal(actor, Role.ADMIN))
         acting.create(f"of-{actor}", TenantChanges())
         acting.create_key(f"of-{actor}", "laptop")
     _run(
@@ -180,10 +180,10 @@ def test_audit_log_is_filtered_and_paged(world: World, admin: Administration) ->
         "INSERT INTO audit_log (tenant_id, actor, action, subject) "
         "VALUES (NULL, 'ana', 'pool.paused', 'spot')",
     )
-    tenant = next(id_ for id_, name in admin.names(OPERATOR).items() if name == "of-ben")
+    tenant = next(id_ for id_, name in admin.names(ADMIN).items() if name == "of-ben")
 
     def actions(limit: int = 9, after: int | None = None, **filters: Any) -> list[str]:
-        entries, _ = admin.audit(OPERATOR, AuditFilter(**filters), after=after, limit=limit)
+        entries, _ = admin.audit(ADMIN, AuditFilter(**filters), after=after, limit=limit)
         return [entry.action for entry in entries]
 
     assert actions() == [
@@ -193,10 +193,10 @@ def test_audit_log_is_filtered_and_paged(world: World, admin: Administration) ->
     assert actions(actor="ana", action="key.created") == ["key.created"]
     assert actions(tenant=tenant) == ["key.created", "tenant.created"]
     assert actions(actor="an") == []
-    (newest, second), more = admin.audit(OPERATOR, AuditFilter(), after=None, limit=2)
+    (newest, second), more = admin.audit(ADMIN, AuditFilter(), after=None, limit=2)
     assert (newest.tenant, second.tenant, more) == (None, "of-ben", True)
     assert actions(after=second.id) == ["tenant.created", "key.created", "tenant.created"]
-    assert admin.actions(OPERATOR) == ["key.created", "pool.paused", "tenant.created"]
+    assert admin.actions(ADMIN) == ["key.created", "pool.paused", "tenant.created"]
 
 
 @pytest.mark.parametrize(
@@ -223,6 +223,11 @@ def test_audit_log_is_filtered_and_paged(world: World, admin: Administration) ->
         ),
         pytest.param(OF_TENANT, lambda admin: admin.acting, id="tenant operator acts"),
         pytest.param(VIEWER, lambda admin: admin.acting, id="viewer acts"),
+        pytest.param(
+            Principal("oncall", Role.OPERATOR),
+            lambda admin: admin.acting,
+            id="operator administers",
+        ),
     ],
 )
 def test_unauthorized_principal_is_forbidden(
