@@ -10,6 +10,7 @@ import typer
 
 from lowtide import __version__
 from lowtide.cli import batches
+from lowtide.cli.audit import audit
 from lowtide.cli.buckets import buckets
 from lowtide.cli.dead_letters import dead_letters
 from lowtide.cli.engines import engines
@@ -38,6 +39,7 @@ for command in (batches.show, batches.watch, batches.download, batches.cancel):
 app.command("retry-failed")(batches.retry_failed)
 app.add_typer(tenants, name="tenants")
 app.add_typer(keys, name="keys")
+app.add_typer(audit, name="audit")
 app.add_typer(buckets, name="buckets")
 app.command()(rewrap_keys)
 app.add_typer(pools, name="pools")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
 from lowtide.database.connections import begin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection, Engine
@@ -85,6 +85,19 @@ SELECT a.id, a.at, t.name AS tenant, a.actor, a.action, a.subject FROM (
 ORDER BY a.id DESC
 """
 _PAGE = text(PAGE)
+# Transactions end within a minute: no entry with a lower id appears later.
+SETTLED_SECONDS: Final = 60.0
+EXPORT = """
+SELECT a.id, a.at, t.name AS tenant, a.actor, a.action, a.subject FROM (
+  SELECT * FROM audit_log
+  WHERE id > :after AND at < now() - make_interval(secs => :settled)
+    AND (cast(:since AS timestamptz) IS NULL OR at >= :since)
+  ORDER BY id LIMIT :limit
+) a LEFT JOIN tenants t ON t.id = a.tenant_id
+ORDER BY a.id
+"""
+_EXPORT = text(EXPORT)
+_EXPORT_PAGE: Final = 1000
 # A loose index scan: jumps from one action to the next, as there are few in a long log.
 ACTIONS = """
 WITH RECURSIVE found AS (
@@ -117,6 +130,25 @@ class AuditLog:
         }
         with begin(self._engine) as connection:
             return [AuditEntry(*row) for row in connection.execute(_PAGE, parameters)]
+
+    def export(
+        self, *, since: datetime | None = None, after: int = 0, settled: float = SETTLED_SECONDS
+    ) -> Iterator[AuditEntry]:
+        """Yield the entries since a time and after an id, oldest first.
+
+        Those of the last `settled` seconds are left for the next export, so that one after the last
+        id misses none.
+        """
+        while True:
+            parameters = {
+                "since": since, "after": after, "settled": settled, "limit": _EXPORT_PAGE,
+            }  # fmt: skip
+            with begin(self._engine) as connection:
+                entries = [AuditEntry(*row) for row in connection.execute(_EXPORT, parameters)]
+            yield from entries
+            if len(entries) < _EXPORT_PAGE:
+                return
+            after = entries[-1].id
 
     def actions(self) -> Sequence[str]:
         """Return the distinct actions, sorted by name."""

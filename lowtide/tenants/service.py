@@ -13,7 +13,7 @@ from lowtide.tenants.keys import EVERYTHING, Rotation, parse_overlap
 from lowtide.tenants.model import Tenant, check_name, differences
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -213,6 +213,13 @@ class Administration:
         _require_all(principal)
         page = self._log.page(audit_filter, after=after, limit=limit + 1)
         return page[:limit], len(page) > limit
+
+    def export_audit(
+        self, principal: Principal, *, since: datetime | None, after: int
+    ) -> Iterator[AuditEntry]:
+        """Yield the audit log since a time and after an id, oldest first."""
+        _require_all(principal)
+        return self._log.export(since=since, after=after)
 
     def actions(self, principal: Principal) -> Sequence[str]:
         """Return the distinct actions in the audit log, sorted by name."""

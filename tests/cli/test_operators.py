@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from getpass import getuser
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import text
 
 from lowtide.tenants.callers import Authenticator
 from tests.cli.conftest import Command
 from tests.conftest import PEPPER
+from tests.worlds import World
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -175,3 +178,30 @@ def test_missing_database_url_selects_local_stack(
 def test_unknown_setting_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOWTIDE_TENANT_WEIGHT", "1")
     assert "LOWTIDE_TENANT_WEIGHT" in _run("tenants", "list", exit_code=1).output
+
+
+def test_key_has_scopes_and_an_end() -> None:
+    scopes = ("--scope", "batches:read", "--scope", "files:read")
+    created = _json("keys", "create", "default", "--name", "reader", *scopes, "--expires-in", "7d")
+    assert created["scopes"] == ["files:read", "batches:read"]
+    (listed,) = (key for key in _json("keys", "list", "default") if key["name"] == "reader")
+    assert (listed["scopes"], listed["state"]) == (["files:read", "batches:read"], "expiring")
+    for option, value, message in (
+        ("--scope", "all", "Unknown scope 'all'"),
+        ("--expires-in", "soon", "Invalid expiry 'soon'"),
+    ):
+        refused = _run("keys", "create", "default", option, value, exit_code=1)
+        assert message in refused.stderr
+
+
+def test_audit_log_is_exported(database: Database) -> None:
+    _json("keys", "create", "default", "--name", "audited")
+    with World(database)._superuser.begin() as connection:
+        connection.execute(text("UPDATE audit_log SET at = at - interval '2 minutes'"))
+    exported = _run("audit", "export", "--since", "1h").stdout
+    entries = [json.loads(line) for line in exported.splitlines()]
+    assert entries[-1]["action"] == "key.created"
+    assert entries[-1]["actor"] == f"{getuser()} (cli)"
+    assert _run("audit", "export", "--after", str(entries[-1]["id"])).stdout == ""
+    refused = _run("audit", "export", "--since", "yesterday", exit_code=2)
+    assert "use a span such as 24h" in refused.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,7 @@ from lowtide.database.connections import connect
 from lowtide.local.files import SUPERUSER
 from lowtide.tenants import audit, keys
 from lowtide.tenants import store as tenants_store
-from lowtide.tenants.audit import AuditFilter, AuditLog
+from lowtide.tenants.audit import AuditEntry, AuditFilter, AuditLog
 from lowtide.tenants.keys import KeyFilter, KeyMark, KeyState, KeyStore
 from lowtide.tenants.service import Administration, Tenancy, TenantChanges
 from lowtide.tenants.sign_in import Principal
@@ -197,6 +198,31 @@ def test_audit_log_is_filtered_and_paged(world: World, admin: Administration) ->
     assert (newest.tenant, second.tenant, more) == (None, "of-ben", True)
     assert actions(after=second.id) == ["tenant.created", "key.created", "tenant.created"]
     assert admin.actions(ADMIN) == ["key.created", "pool.paused", "tenant.created"]
+
+
+def test_audit_log_is_exported_oldest_first(
+    world: World, admin: Administration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "_EXPORT_PAGE", 2)
+    for age in (7200, 5400, 1800, 900, 300, 10):
+        _run(
+            world,
+            "INSERT INTO audit_log (actor, action, subject, at) "
+            "VALUES ('ana', 'pool.paused', cast(cast(:age AS integer) AS text), "
+            "now() - make_interval(secs => :age))",
+            age=age,
+        )
+
+    def exported(since: datetime | None = None, after: int = 0) -> list[AuditEntry]:
+        return list(admin.export_audit(ADMIN, since=since, after=after))
+
+    entries = exported()
+    assert [entry.subject for entry in entries] == ["7200", "5400", "1800", "900", "300"]
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    assert exported(since=hour_ago) == entries[2:]
+    assert exported(after=entries[3].id) == entries[4:]
+    assert exported(since=hour_ago, after=entries[0].id) == entries[2:]
+    assert exported(after=entries[-1].id) == []
 
 
 @pytest.mark.parametrize(
