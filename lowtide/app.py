@@ -174,6 +174,7 @@ class App:
         return Authenticator(
             self.database,
             pepper=self.settings.api_key_pepper.get_secret_value(),
+            previous_pepper=self.settings.api_key_pepper_previous.get_secret_value(),
             anonymous=self.settings.anonymous_tenant,
             tokens=self._tokens(),
         )
@@ -408,7 +409,12 @@ class App:
         sign_ins: list[SignIn] = []
         pepper = settings.api_key_pepper.get_secret_value()
         if self._tenant_database is not None and pepper:
-            callers = Authenticator(self._tenant_database, pepper=pepper, anonymous=None)
+            callers = Authenticator(
+                self._tenant_database,
+                pepper=pepper,
+                previous_pepper=settings.api_key_pepper_previous.get_secret_value(),
+                anonymous=None,
+            )
             sign_ins.append(KeySignIn(callers, settings.portal_key_role))
         for password_hash, role, name in (
             (settings.portal_password_hash, Role.ADMIN, "operator"),

@@ -217,6 +217,10 @@ class Settings(BaseSettings):
     api_key_pepper: SecretStr = Field(
         default=SecretStr(""), description="Secret key for hashing API keys."
     )
+    api_key_pepper_previous: SecretStr = Field(
+        default=SecretStr(""),
+        description="The previous pepper: a key that is hashed with it works, and is hashed anew when it is used.",
+    )
     master_key: MasterKey = Field(
         default=SecretStr(""),
         description="Key that wraps the data keys of zero retention: 32 bytes in Base64, from `openssl "

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lowtide.identity.tokens import TokenVerifier
 
 _AUTHENTICATE = text("SELECT * FROM authenticate(:hash)")
+_REHASH = text("SELECT rehash_key(:old, :new)")
 _IN_USE = text("SELECT * FROM keys_in_use(cast(:ids AS uuid[]))")
 _DOTS_OF_A_TOKEN: Final = 2  # a key has none
 _ANONYMOUS = text("SELECT * FROM authenticate_anonymous(:name)")
@@ -73,12 +74,14 @@ class Authenticator:
         engine: Engine,
         *,
         pepper: str,
+        previous_pepper: str = "",
         anonymous: str | None,
         tokens: TokenVerifier | None = None,
     ) -> None:
         self._engine = engine
         self._tokens = tokens
         self._pepper = pepper
+        self._previous_pepper = previous_pepper
         self._anonymous = anonymous
 
     def caller(self, authorization: str | None) -> Caller:
@@ -90,9 +93,7 @@ class Authenticator:
             raise Unauthenticated("Send the API key as 'Authorization: Bearer lt_…'.")
         if self._tokens is not None and key.count(".") == _DOTS_OF_A_TOKEN:
             return self._with_token(self._tokens.identity(key.strip()))
-        parameters = {"hash": hash_key(key.strip(), self._pepper)}
-        with begin(self._engine) as connection:
-            row = connection.execute(_AUTHENTICATE, parameters).one_or_none()
+        row = self._with_key(key.strip())
         if row is None:
             raise Unauthenticated("Incorrect API key: check it, or ask for a new one.")
         return Caller(
@@ -108,6 +109,18 @@ class Authenticator:
         with begin(self._engine) as connection:
             rows = connection.execute(_IN_USE, {"ids": list(keys)}).scalars()
             return {KeyId(row) for row in rows}
+
+    def _with_key(self, key: str) -> Any:
+        """Return the row of a key; None for an unknown one."""
+        current = hash_key(key, self._pepper)
+        with begin(self._engine) as connection:
+            row = connection.execute(_AUTHENTICATE, {"hash": current}).one_or_none()
+            if row is None and self._previous_pepper:
+                old = hash_key(key, self._previous_pepper)
+                row = connection.execute(_AUTHENTICATE, {"hash": old}).one_or_none()
+                if row is not None:
+                    connection.execute(_REHASH, {"old": old, "new": current})
+            return row
 
     def _with_token(self, identity: Identity) -> Caller:
         if identity.tenant is None:

@@ -170,6 +170,24 @@ def test_key_has_its_scopes_and_its_end(world: World, tenancy: Tenancy) -> None:
     assert tenancy.keys("acme")[1].expires_at is None
 
 
+def test_key_moves_to_the_new_pepper_when_it_is_used(world: World, tenancy: Tenancy) -> None:
+    used, unused = tenancy.create_key("default", "used"), tenancy.create_key("default", "unused")
+
+    def callers(pepper: str, previous: str = "") -> Authenticator:
+        return Authenticator(world.api, pepper=pepper, previous_pepper=previous, anonymous=None)
+
+    for _ in range(2):
+        assert callers("next", PEPPER).caller(f"Bearer {used}").name == "used"
+    assert callers("next").caller(f"Bearer {used}").name == "used"
+    with pytest.raises(Unauthenticated):
+        callers("next").caller(f"Bearer {unused}")
+    assert callers("next", PEPPER).caller(f"Bearer {unused}").name == "unused"
+    with pytest.raises(Unauthenticated):
+        callers("next", PEPPER).caller(f"Bearer {new_key()}")
+    with pytest.raises(Unauthenticated):
+        _caller(world, used)
+
+
 def test_admin_includes_every_scope(world: World, tenancy: Tenancy) -> None:
     key = tenancy.create_key("default", "boss", KeyTerms.parse(["admin"]))
     assert _caller(world, key).scopes == EVERY_SCOPE
