@@ -83,7 +83,7 @@ def _environment(container: Document, objects: Objects) -> Iterator[str]:
     for variable in container.get("env", []):
         for kind, field in (("ConfigMap", "configMapKeyRef"), ("Secret", "secretKeyRef")):
             reference = variable.get("valueFrom", {}).get(field)
-            if reference is None:
+            if reference is None or reference.get("optional"):
                 continue
             if reference["key"] not in (objects.keys(kind, reference["name"]) or set()):
                 yield f"no key {reference['key']} in {kind} {reference['name']}"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lowtide.core.durations import parse_seconds
+from lowtide.core.yaml_files import InvalidFile
+from lowtide.identity.parsing import parse as parse_issuers
 from lowtide.settings import unknown_variables
 from manifests import fleets, needs
 from manifests.fleets import FLEETS
@@ -171,11 +173,23 @@ def _sink(document: Document, objects: Objects) -> Iterator[str]:
         yield f"K_SINK {sink} is not an existing Broker"
 
 
+def _identity(data: dict[str, str]) -> Iterator[str]:
+    """Yield the mistakes in the file of identity providers."""
+    for name, content in data.items():
+        try:
+            parse_issuers(content, name)
+        except InvalidFile as error:
+            yield from error.problems
+
+
 def _config_map(document: Document, objects: Objects) -> Iterator[str]:
     """Yield settings of the scheduler that contradict the ScaledObjects or the PingSources."""
     data: dict[str, Any] = document["data"]
     if document["metadata"]["name"] == FLEETS:
         return  # its file is compared with the ScaledObjects below
+    if document["metadata"]["name"] == _IDENTITY:
+        yield from _identity(data)
+        return
     if unknown := unknown_variables(data):
         yield f"unknown settings {', '.join(unknown)}"
     yield from _sink(document, objects)
@@ -186,6 +200,7 @@ def _config_map(document: Document, objects: Objects) -> Iterator[str]:
             yield f"LOWTIDE_TICK does not match the schedule {ping['spec']['schedule']}"
 
 
+_IDENTITY = "lowtide-identity"
 _CHECKS: dict[str, Callable[[Document, Objects], Iterator[str]]] = {
     "Service": _service,
     "NetworkPolicy": _selecting,

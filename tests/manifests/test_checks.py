@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lowtide.identity.parsing import parse
 from lowtide.local.autoscaler import limited
 from lowtide.local.options import BadManifest
 from lowtide.local.rendering import render
@@ -42,6 +43,27 @@ def test_istio_component_replaces_kourier(tmp_path: Path) -> None:
     (route,) = [one for one in documents if one["kind"] == "HTTPRoute"]
     backends = {rule["backendRefs"][0]["namespace"] for rule in route["spec"]["rules"]}
     assert backends == {"istio-system"}
+
+
+def test_identity_component_gives_every_api_function_the_file(tmp_path: Path) -> None:
+    component = ROOT / "knative/components/identity"
+    (tmp_path / "kustomization.yaml").write_text(
+        f"resources: [{ROOT}/knative/overlays/prod]\ncomponents: [{component}]\n"
+    )
+    documents = [resource.document for resource in render(tmp_path)]
+    assert check.findings(documents) == []
+    mounted = {
+        one["metadata"]["name"]
+        for one in documents
+        if one["kind"] in {"Service", "Deployment"}
+        for volume in one["spec"].get("template", {}).get("spec", {}).get("volumes", [])
+        if volume["name"] == "identity"
+    }
+    assert mounted == {"upload", "create-batch", "cancel-batch", "read", "portal"}
+    (file,) = [one for one in documents if one["metadata"]["name"] == "lowtide-identity"]
+    issuers = parse(file["data"]["identity.yaml"])
+    assert issuers.portal is not None
+    assert len(issuers.all) == 2
 
 
 def test_every_overlay_is_checked() -> None:
