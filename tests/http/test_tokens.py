@@ -106,7 +106,10 @@ def test_token_counts_against_the_limit_of_its_tenant(
 ) -> None:
     with world.database.engine("operator").begin() as connection:
         connection.execute(
-            text("UPDATE tenants SET max_requests_per_minute = 2 WHERE name = 'default'")
+            text(
+                "INSERT INTO tenants (id, name, max_requests_per_minute) "
+                "VALUES (gen_random_uuid(), 'limited', 2)"
+            )
         )
-    api.key = provider.token()
+    api.key = provider.token(tenant="limited")
     assert [api("GET", "/v1/files").status_code for _ in range(3)] == [200, 200, 429]

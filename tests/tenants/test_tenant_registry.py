@@ -171,7 +171,8 @@ def test_key_has_its_scopes_and_its_end(world: World, tenancy: Tenancy) -> None:
 
 
 def test_key_moves_to_the_new_pepper_when_it_is_used(world: World, tenancy: Tenancy) -> None:
-    used, unused = tenancy.create_key("default", "used"), tenancy.create_key("default", "unused")
+    tenancy.create("acme", TenantChanges())
+    used, unused = tenancy.create_key("acme", "used"), tenancy.create_key("acme", "unused")
 
     def callers(pepper: str, previous: str = "") -> Authenticator:
         return Authenticator(world.api, pepper=pepper, previous_pepper=previous, anonymous=None)
@@ -189,7 +190,8 @@ def test_key_moves_to_the_new_pepper_when_it_is_used(world: World, tenancy: Tena
 
 
 def test_admin_includes_every_scope(world: World, tenancy: Tenancy) -> None:
-    key = tenancy.create_key("default", "boss", KeyTerms.parse(["admin"]))
+    tenancy.create("acme", TenantChanges())
+    key = tenancy.create_key("acme", "boss", KeyTerms.parse(["admin"]))
     assert _caller(world, key).scopes == EVERY_SCOPE
 
 

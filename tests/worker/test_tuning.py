@@ -204,8 +204,12 @@ def remembering(
         search = Concurrency(1024)
         tuned = Tuned(ReportingEngine(size), search)
         memory = ConcurrencyMemory(store, search, tuned.tuner, interval=TICK)
+        known = store.read()
         running = asyncio.ensure_future(memory.run())
         try:
+            if known is not None:
+                # Before the search takes its first step.
+                await until(lambda: tuned.watch.concurrency == known)
             with _tasks(tuned):
                 await during(tuned)
         finally:
