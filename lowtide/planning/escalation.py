@@ -18,7 +18,7 @@ docs/adr/0010-sla-scheduling.md).
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -138,6 +138,56 @@ class _Room:
     def _others(self, horizon: float, replicas: int) -> float:
         later = horizon - self._capacity.tick - self._capacity.cold_start
         return (self._capacity.replicas - replicas) * max(later, 0.0)
+
+
+class SpareRoom:
+    """What dedicated can run besides open batches, so that none of their deadlines is missed.
+
+    O(n log n) to build for n batches, O(log n) to ask. `starts` are as of `plan_tick`.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[OpenBatch],
+        now: datetime,
+        capacity: Capacity,
+        starts: Sequence[float] = (),
+    ) -> None:
+        by_deadline = sorted(batches, key=lambda batch: batch.deadline)
+        self._now = now
+        self._capacity = capacity
+        self._room = _Room(capacity, starts)
+        self._deadlines = [batch.deadline for batch in by_deadline]
+        self._demand = [0, *accumulate(batch.open for batch in by_deadline)]
+        self._spare = [
+            self._left(deadline, lines)
+            for deadline, lines in zip(self._deadlines, self._demand[1:], strict=True)
+        ]
+        # The fewest of each deadline and all later ones.
+        self._fewest = list(accumulate(reversed(self._spare), min))[::-1]
+
+    def by(self, deadline: datetime) -> int:
+        """Return how many more requests, due by a deadline, fit; fewer than 0 if it is missed."""
+        due = bisect_right(self._deadlines, deadline)
+        own = self._left(deadline, self._demand[due])
+        first = bisect_left(self._deadlines, deadline)
+        return min(own, self._fewest[first]) if first < len(self._fewest) else own
+
+    @property
+    def last_missed(self) -> datetime | None:
+        """The last deadline that is missed; None if all are met."""
+        missed = (
+            deadline
+            for deadline, spare in zip(
+                reversed(self._deadlines), reversed(self._spare), strict=True
+            )
+            if spare < 0
+        )
+        return next(missed, None)
+
+    def _left(self, deadline: datetime, lines: int) -> int:
+        seconds = (deadline - self._now).total_seconds() - self._capacity.margin
+        return math.floor(self._room.by(seconds, self._capacity.replicas) - lines)
 
 
 def plan_tick(

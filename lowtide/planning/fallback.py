@@ -8,8 +8,9 @@ start a tick later. A fallback promises nothing to others at the expense of what
 
 A fleet that promises nothing at all (its dedicated pool is paused, has no engine or no replicas) may
 still be in time by spot. Its requests wait as long as the fallback could still take all of them at the
-next tick, even with no replica on by then; otherwise they move, up to the last deadline for which it
-could not.
+next tick, beside those of all others that wait for it like that, even with no replica on by then;
+otherwise they move, up to the last deadline for which it could not. If spot runs nothing either, they
+move at once.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lowtide.core.pools import Pool
-from lowtide.planning.escalation import OpenBatch, plan_tick
+from lowtide.planning.escalation import OpenBatch, SpareRoom, plan_tick
 from lowtide.planning.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping
 
     from lowtide.core.ids import BatchId
     from lowtide.planning.demand import Capacity
@@ -46,28 +47,37 @@ def fall_back(
     capacities: Mapping[str, Capacity],
     fallbacks: Mapping[str, str],
 ) -> list[FleetMove]:
-    """Return the moves between fleets; `fallbacks` maps a fleet to the one that stands in for it."""
+    """Return the moves between fleets; `fallbacks` maps a fleet to the one that stands in for it.
+
+    O(n log n) for n open batches.
+    """
     moves: list[FleetMove] = []
-    taken: dict[str, list[OpenBatch]] = {}
-    for source, target in fallbacks.items():
-        if source not in states or target not in states or not plans[source].at_risk:
-            continue
-        state = states[source]
-        joined = taken.setdefault(target, [])
-        host = _Host(states[target], plans[target], capacities[target], joined)
-        if plans[source].risk is Reason.DEADLINE_BOUND:
-            late = _late(state, capacities[source])
-        else:
-            late = host.due(state.batches)
+    hosts: dict[str, _Host] = {}
+    pairs = [
+        (source, target)
+        for source, target in fallbacks.items()
+        if source in states and target in states and plans[source].at_risk
+    ]
+    for source, target in pairs:
+        host = hosts.setdefault(target, _Host(states[target], plans[target], capacities[target]))
+        if plans[source].risk is not Reason.DEADLINE_BOUND:
+            host.waiting.append(states[source])
+    for source, target in pairs:
+        state, host = states[source], hosts[target]
+        promises = plans[source].risk is Reason.DEADLINE_BOUND
+        late = _late(state, capacities[source]) if promises else host.due(state)
+        spare = host.spare(state.models)
         moved = 0
         for batch in sorted(state.batches, key=lambda each: (each.deadline, each.id)):
             # The fleets of requests that are not split yet are settled with their segment.
             if batch.unsplit:
                 continue
-            waiting = batch.spot + batch.dedicated
-            lines = host.accept(batch, min(late.get(batch.id, 0) - moved, waiting))
+            # What joined so far is due earlier, so that it counts in all of these deadlines.
+            room = 0 if spare is None else spare.by(batch.deadline) - moved
+            lines = min(late.get(batch.id, 0) - moved, batch.spot + batch.dedicated, room)
             if lines > 0:
                 moves.append(FleetMove(batch.id, source, target, lines))
+                host.join(state.models, batch, lines)
                 moved += lines
     return moves
 
@@ -89,82 +99,54 @@ def _exact(capacity: Capacity) -> Capacity:
 
 
 class _Host:
-    """A fleet that takes over requests of others, besides those already `taken`."""
+    """A fleet that takes over requests of others; `waiting` ones promise nothing themselves."""
 
-    def __init__(
-        self, state: SchedulerState, plan: Plan, capacity: Capacity, taken: list[OpenBatch]
-    ) -> None:
-        measured = _exact(state.measured(capacity))
+    def __init__(self, state: SchedulerState, plan: Plan, capacity: Capacity) -> None:
+        self.waiting: list[SchedulerState] = []
         self._state = state
-        self._after_tick = replace(measured, cold_start=measured.cold_start + measured.tick)
+        self._capacity = capacity
+        self._joined: list[OpenBatch] = []
         known = state.starts(capacity.cold_start)
         cold = [capacity.cold_start] * (plan.replicas - len(known))
         self._starts = sorted([*known, *cold])[: plan.replicas]
-        self._is_full = Pool.DEDICATED in state.idle or measured.replicas <= 0 or bool(plan.at_risk)
-        self._taken = taken
 
-    def due(self, waiting: Sequence[OpenBatch]) -> dict[BatchId, int]:
-        """Return how many requests, up to each batch's deadline, cannot wait for the next tick."""
-        capacity = replace(
-            self._after_tick, cold_start=self._after_tick.cold_start + self._after_tick.tick
-        )
-        batches = _merged([*self._state.batches, *self._taken, *waiting])
-        at_risk = plan_tick(batches, self._state.now, capacity).at_risk
-        last = max((each.deadline for each in batches if each.id in at_risk), default=None)
+    def due(self, source: SchedulerState) -> dict[BatchId, int]:
+        """Return how many requests of a source, up to each batch's deadline, cannot wait longer."""
+        last = None
+        if Pool.SPOT in source.idle:
+            last = max((batch.deadline for batch in source.batches), default=None)
+        else:
+            models = frozenset[str]().union(*(each.models for each in self.waiting))
+            capacity = self._measured(models, ticks=2)
+            waiting = [batch for each in self.waiting for batch in each.batches]
+            batches = [*self._state.batches, *self._joined, *waiting]
+            last = SpareRoom(batches, self._state.now, capacity).last_missed
         due: dict[BatchId, int] = {}
         lines = 0
-        for batch in sorted(waiting, key=lambda each: (each.deadline, each.id)):
+        for batch in sorted(source.batches, key=lambda each: (each.deadline, each.id)):
             if last is not None and batch.deadline <= last:
                 lines += batch.open
                 due[batch.id] = lines
         return due
 
-    def accept(self, batch: OpenBatch, lines: int) -> int:
-        """Take over up to `lines` requests of a batch; return how many fit.
+    def spare(self, models: frozenset[str]) -> SpareRoom | None:
+        """Return the room for requests of these models; None if the fleet runs nothing."""
+        capacity = self._measured(models, ticks=1)
+        if capacity.replicas <= 0:
+            return None
+        batches = [*self._state.batches, *self._joined]
+        return SpareRoom(batches, self._state.now, capacity, self._starts)
 
-        A fleet that is late itself takes none: they would make its own batches later still.
+    def join(self, models: frozenset[str], batch: OpenBatch, lines: int) -> None:
+        """Take over requests of a batch."""
+        self._state = replace(self._state, models=self._state.models | models)
+        self._joined.append(OpenBatch(batch.id, batch.deadline, spot=0, dedicated=lines))
+
+    def _measured(self, models: frozenset[str], *, ticks: int) -> Capacity:
+        """Return the capacity whose further replicas start after so many ticks.
+
+        Requests of a slower model slow all others down, from the next tick on.
         """
-        if self._is_full or lines <= 0:
-            return 0
-        fits, too_many = 0, lines + 1
-        while too_many - fits > 1:
-            middle = (fits + too_many) // 2
-            if self._holds(batch, middle):
-                fits = middle
-            else:
-                too_many = middle
-        if fits:
-            self._taken.append(_part(batch, fits))
-        return fits
-
-    def _holds(self, batch: OpenBatch, lines: int) -> bool:
-        """Return whether the bound holds with `lines` more, for all deadlines that they count in."""
-        batches = _merged([*self._state.batches, *self._taken, _part(batch, lines)])
-        plan = plan_tick(batches, self._state.now, self._after_tick, self._starts)
-        return not any(
-            each.id in plan.at_risk and each.deadline >= batch.deadline for each in batches
-        )
-
-
-def _part(batch: OpenBatch, lines: int) -> OpenBatch:
-    return OpenBatch(batch.id, batch.deadline, spot=0, dedicated=lines, pinned=batch.pinned)
-
-
-def _merged(batches: Iterable[OpenBatch]) -> list[OpenBatch]:
-    """Return the batches with one entry each: a fallback may run a part of the same batch already."""
-    by_id: dict[BatchId, OpenBatch] = {}
-    for batch in batches:
-        known = by_id.get(batch.id)
-        by_id[batch.id] = (
-            batch
-            if known is None
-            else replace(
-                known,
-                spot=known.spot + batch.spot,
-                running_spot=known.running_spot + batch.running_spot,
-                dedicated=known.dedicated + batch.dedicated,
-                running_dedicated=known.running_dedicated + batch.running_dedicated,
-                unsplit=known.unsplit + batch.unsplit,
-            )
-        )
-    return list(by_id.values())
+        state = replace(self._state, models=self._state.models | models)
+        measured = _exact(state.measured(self._capacity))
+        return replace(measured, cold_start=measured.cold_start + ticks * measured.tick)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from unittest.mock import MagicMock
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from lowtide.core.ids import BatchId
 from lowtide.core.pools import Pool
-from lowtide.planning.demand import Capacity
-from lowtide.planning.escalation import OpenBatch
+from lowtide.planning import fallback
+from lowtide.planning.demand import Capacity, Rate, RateSample
+from lowtide.planning.escalation import OpenBatch, SpareRoom, plan_tick
 from lowtide.planning.fallback import FleetMove, fall_back
 from lowtide.planning.state import SchedulerState, decide
 
@@ -108,6 +110,79 @@ def test_requests_of_a_fleet_without_dedicated_move_as_late_as_is_safe(
 def test_fallback_that_runs_a_part_of_the_batch_counts_it() -> None:
     late, part = _batch(1, 600, 100.0), _batch(1, 800, 100.0)
     assert _moves([late], [part]) == [FleetMove(late.id, GPU, CPU, 100)]
+
+
+def _rate(per_second: float) -> Rate:
+    return Rate().fold([RateSample(int(per_second * 60), 60.0)] * 200)
+
+
+def test_slower_model_counts_for_all_that_the_fallback_runs_already() -> None:
+    rates = {"small": _rate(10.0), "big": _rate(0.5)}
+    ours, theirs = _batch(1, 8000, 1000.0), _batch(2, 2000, 1000.0)
+    states = {
+        GPU: SchedulerState(NOW, (ours,), models=frozenset({"big"}), fleet=GPU),
+        CPU: SchedulerState(NOW, (theirs,), models=frozenset({"small"}), rates=rates, fleet=CPU),
+    }
+    capacities = {GPU: replace(ONE, rate=0.5), CPU: TEN}
+    plans = {name: decide(state, capacities[name]) for name, state in states.items()}
+    moves = fall_back(states, plans, capacities, {GPU: CPU})
+    joined = [OpenBatch(ours.id, ours.deadline, spot=0, dedicated=move.lines) for move in moves]
+    assert joined
+    mixed = replace(states[CPU], batches=(theirs, *joined), models=frozenset(rates))
+    assert decide(mixed, TEN).at_risk == frozenset()
+
+
+def test_fleets_that_wait_for_the_same_fallback_leave_room_for_each_other() -> None:
+    def moved(seconds_ago: float) -> dict[str, int]:
+        ours, theirs = (_batch(number, 4900, 1000.0 - seconds_ago) for number in (1, 2))
+        states = {
+            GPU: SchedulerState(NOW, (ours,), fleet=GPU),
+            "other": SchedulerState(NOW, (theirs,), fleet="other"),
+            CPU: SchedulerState(NOW, (), fleet=CPU),
+        }
+        without = replace(ONE, replicas=0)
+        capacities = {GPU: without, "other": without, CPU: TEN}
+        plans = {name: decide(state, capacities[name]) for name, state in states.items()}
+        moves = fall_back(states, plans, capacities, {GPU: CPU, "other": CPU})
+        return {move.source: move.lines for move in moves}
+
+    assert moved(0.0) == {}
+    assert moved(10.0) == {GPU: 4900, "other": 4900}
+
+
+def test_requests_that_no_spot_worker_runs_move_at_once() -> None:
+    late = _batch(1, 100, 3600.0)
+    paused = SchedulerState(NOW, (late,), paused=frozenset(Pool), fleet=GPU)
+    states = {GPU: paused, CPU: SchedulerState(NOW, (), fleet=CPU)}
+    capacities = {GPU: ONE, CPU: TEN}
+    plans = {name: decide(state, capacities[name]) for name, state in states.items()}
+    moves = fall_back(states, plans, capacities, {GPU: CPU})
+    assert moves == [FleetMove(late.id, GPU, CPU, 100)]
+
+
+def test_deadline_that_the_fallback_has_missed_does_not_keep_others_away() -> None:
+    hopeless, late = _batch(2, 2000, 100.0), _batch(1, 1500, 1000.0)
+    assert _moves([late], [hopeless]) == [FleetMove(late.id, GPU, CPU, 500)]
+
+
+def test_many_batches_are_planned_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+    by = SpareRoom.by
+
+    def counted(room: SpareRoom, deadline: datetime) -> int:
+        nonlocal asked
+        asked += 1
+        return by(room, deadline)
+
+    monkeypatch.setattr(SpareRoom, "by", counted)
+    plans = MagicMock(side_effect=plan_tick)
+    monkeypatch.setattr(fallback, "plan_tick", plans)
+    count = 2000
+    ours = [_batch(number, 10, 100.0 + number) for number in range(count)]
+    theirs = [_batch(count + number, 9, 100.0 + number) for number in range(count)]
+    assert _moves(ours, theirs)
+    assert asked <= count
+    assert plans.call_count == 1
 
 
 _BATCHES = st.lists(st.tuples(st.integers(0, 500), st.floats(1.0, 300.0)), max_size=5)
