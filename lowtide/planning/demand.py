@@ -64,6 +64,8 @@ HALF_LIFE = 1800.0
 """Measured seconds after which the weight of a sample has halved."""
 PRIOR_SECONDS = 120.0
 """Measured seconds that the configured rate counts as; half of that after as many seconds."""
+SETTLED_SECONDS = 300.0
+"""Measured seconds from which a rate says how fast a worker is with the requests in flight it found."""
 CONFIDENCE = 1.645
 """Standard errors below the mean: one rate in twenty is lower than what is counted on."""
 PRIOR_LINES = 200.0
@@ -107,6 +109,11 @@ class Rate:
     def mean(self) -> float | None:
         """Requests per second; None until there is data."""
         return self.lines / self.seconds if self.seconds > 0 else None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the prior and the first samples no longer decide."""
+        return self.seconds >= SETTLED_SECONDS
 
     @property
     def relative_error(self) -> float:

@@ -96,18 +96,21 @@ class SchedulerState:
         """Return the capacity as measured, with the configured rate as the prior.
 
         Requests of several models count at the rate of the slowest model. A pool that is paused or
-        has no engine has no replicas, and a replica whose engine is unavailable does not count.
+        has no engine has no replicas, and a replica whose engine is unavailable does not count. The
+        requests in flight are those found once the rates are measured at them: divided by a rate for
+        fewer, they would be the time of a request many times over.
         """
-        bounds = [
-            self.rates[key].lower_bound(capacity.rate)
+        rates = [
+            self.rates[key]
             for model in self.models
             if (key := model if model in self.rates else "") in self.rates
         ]
+        is_settled = bool(rates) and all(rate.is_settled for rate in rates)
         return replace(
             capacity,
-            rate=min(bounds, default=capacity.rate),
+            rate=min((rate.lower_bound(capacity.rate) for rate in rates), default=capacity.rate),
             replicas=0 if Pool.DEDICATED in self.idle else max(0, capacity.replicas - self.away),
-            in_flight=capacity.in_flight_of(self.concurrency),
+            in_flight=capacity.in_flight_of(self.concurrency if is_settled else None),
             attempts=attempts_per_line(self.ended, self.retried),
         )
 

@@ -104,7 +104,8 @@ def test_measured_dedicated_rate_replaces_configured_one() -> None:
 
 def test_time_of_a_request_follows_what_a_search_found() -> None:
     policy = AdmissionPolicy({DEFAULT_FLEET: replace(TWO, searches=True)})
-    beside = _workload((1000, 1))
+    steady = {(Pool.DEDICATED, "m"): Rate().fold([RateSample(1000, 1000.0)] * 10)}
+    beside = replace(_workload((1000, 1)), rates=steady)
     new = _demand(100, 150)
     assert not _risk(policy, new, replace(beside, concurrency={Pool.SPOT: 400}))
     # The last 50 of 100 s are kept free.

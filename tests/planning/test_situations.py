@@ -73,20 +73,25 @@ def test_capacity_uses_measured_rate(models: set[str], rates: dict[str, Rate], r
 
 
 @pytest.mark.parametrize(
-    ("searches", "found", "in_flight"),
+    ("searches", "found", "seconds", "in_flight"),
     [
-        pytest.param(True, 250, 250, id="found"),
-        pytest.param(True, None, 32, id="not yet"),
-        pytest.param(False, 250, 32, id="a fixed number since then"),
+        pytest.param(True, 250, 600, 250, id="found"),
+        pytest.param(True, 250, 200, 32, id="found, but the rate is hardly measured"),
+        pytest.param(True, 250, 0, 32, id="found, but the rate is not measured"),
+        pytest.param(True, None, 600, 32, id="not yet"),
+        pytest.param(False, 250, 600, 32, id="a fixed number since then"),
     ],
 )
 def test_plan_counts_on_found_requests_in_flight(
-    searches: bool, found: int | None, in_flight: int
+    searches: bool, found: int | None, seconds: int, in_flight: int
 ) -> None:
     capacity = replace(CAPACITY, in_flight=32, searches=searches)
-    measured = SchedulerState(NOW, (), concurrency=found).measured(capacity)
+    rate = Rate().fold([RateSample(2, 1.0)] * seconds)
+    rates = {"a": rate} if seconds else {}
+    state = SchedulerState(NOW, (), concurrency=found, models=frozenset({"a"}), rates=rates)
+    measured = state.measured(capacity)
     assert measured.in_flight == in_flight
-    assert measured.lost == in_flight / 2.0
+    assert measured.lost == pytest.approx(in_flight / 2.0)
 
 
 def test_slow_rate_and_retries_escalate_earlier() -> None:
