@@ -141,7 +141,7 @@ def _short(fallback: str | None, load: float = 1.3) -> Scenario:
 
 
 def _paused(fallback: str | None) -> Scenario:
-    """Fleet a's dedicated pool is paused for a third of the window, at the worst of times."""
+    """Fleet a's dedicated pool is paused for a third of the window, at a random time."""
 
     def settings(draw: Draw) -> list[FleetSetting]:
         a, b = fleets(draw, {"a": 0.6, "b": 0.4})

@@ -7,7 +7,7 @@ from typing import Any
 from lowtide.cli.access import access
 from lowtide.cli.options import DataDir, Json, Key, TenantName, Url
 from lowtide.cli.output import moment, print_json, print_record
-from lowtide.core.pools import FleetPool, Pool
+from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 
 
 def usage(
@@ -43,7 +43,7 @@ def _facts(body: dict[str, Any]) -> dict[str, str]:
 
 
 def _place(pause: dict[str, Any]) -> str:
-    return FleetPool(pause["fleet"], Pool(pause["pool"])).label
+    return FleetPool(pause.get("fleet", DEFAULT_FLEET), Pool(pause["pool"])).label
 
 
 def _use(use: dict[str, int | None]) -> str:

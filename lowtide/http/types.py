@@ -275,8 +275,8 @@ class Extension(msgspec.Struct, kw_only=True):
     `eta` is the expected completion, null if the batch is final or it is unknown; `data_ends_at` is
     when the requests, results, events and dead letters of a final batch are or were deleted; `risk` is null
     unless the scheduler has marked the batch at risk; `pools` counts finished requests; `cost` is
-    at the prices that its fleets had at the batch's creation; `trace_id` is the trace of the batch's work, null if it
-    has none; `input_url` is the object that the input file is imported from, and `export` the copy
+    at the prices that its fleets had at the batch's creation, or those of a fallback when the first
+    requests moved there; `trace_id` is the trace of the batch's work, null if it has none; `input_url` is the object that the input file is imported from, and `export` the copy
     of the results to a bucket, each null without one. With `zero_retention` the answers are
     encrypted until their key is destroyed.
     """

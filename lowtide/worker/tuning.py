@@ -102,13 +102,13 @@ class ConcurrencyTuner:
                 self._meter.take()
                 continue
             load = await self._load()
-            if load is None and self._reports:
+            if load is None and self.engine_reports:
                 continue
             self._concurrency.observe(self._timer(), self._meter.take(), load)
             self._apply()
 
     @property
-    def _reports(self) -> bool:
+    def engine_reports(self) -> bool:
         """Whether the engine reported its load a short while ago."""
         return self._reported_at is not None and self._timer() - self._reported_at < _MISSING
 
@@ -119,7 +119,7 @@ class ConcurrencyTuner:
         load = await self._engine.load()
         if load is not None:
             self._reported_at = now
-        elif not self._reports:
+        elif not self.engine_reports:
             self._ask_at = now + self._ask_again
             self._warn()
         return load
@@ -158,7 +158,8 @@ class ConcurrencyTuner:
 class ConcurrencyMemory:
     """Starts a search where the last one of the fleet's pool ended; `run` it beside the tuner.
 
-    What the search finds is recorded when it changes.
+    What the search finds is recorded when it changes, for an engine that reports its load. Without
+    reports a search may settle far above what is needed, and a start there would only go up.
     """
 
     def __init__(
@@ -185,7 +186,8 @@ class ConcurrencyMemory:
         while True:
             await asyncio.sleep(self._interval)
             found = self._concurrency.limit
-            if self._concurrency.is_settled and abs(found - self._known) > _DIFFERENT * self._known:
+            is_known = self._concurrency.is_settled and self._tuner.engine_reports
+            if is_known and abs(found - self._known) > _DIFFERENT * self._known:
                 with _failure_logged("worker.concurrency_not_recorded"):
                     await asyncio.to_thread(self._store.record, found)
                     self._concurrency.start = self._known = found

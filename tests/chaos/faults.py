@@ -282,8 +282,13 @@ class Injector:
     def _fleet(self, fault: Fault) -> str:
         """Disturb one fleet until a new batch of the other one is over, which must be in time."""
         (other,) = (fleet for fleet in FLEETS if fleet != fault.target)
-        # Two at once could disturb both fleets, and wait for each other's batches.
-        with self._exclusively("fleets"), fleets.disturbed(self.system, fault) as struck:
+        # Two at once could disturb both fleets, and wait for each other's batches; a fault of all
+        # engines would replace this one, and end it.
+        with (
+            self._exclusively("fleets"),
+            self._exclusively("engine *"),
+            fleets.disturbed(self.system, fault) as struck,
+        ):
             batch = fleets.submit_to(other, self.workload, self._tenant(fault))
             time.sleep(fault.seconds)
             until(lambda: batch.is_over, f"{batch.id} is over", within=fleets.PATIENCE)

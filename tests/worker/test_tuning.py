@@ -22,7 +22,7 @@ from lowtide.core.ids import BatchId, new_id
 from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 from lowtide.engines.breaker import Probed
 from lowtide.engines.concurrency import START, Concurrency
-from lowtide.engines.load import EngineLoad, LoadMeter, read_load
+from lowtide.engines.load import EngineLoad, Interval, LoadMeter, read_load
 from lowtide.engines.outcomes import Answered, NoAnswer, Unanswered
 from lowtide.engines.spare import SpareConcurrency
 from lowtide.objects.store import ObstoreObjects
@@ -187,6 +187,12 @@ class Records(ConcurrencyStore):
         super().__init__(world.worker, place, revision)
         self.recorded: list[int] = []
         self.is_down = False
+        self.reads = 0
+
+    def read(self) -> int | None:
+        found = super().read()
+        self.reads += 1
+        return found
 
     def record(self, concurrency: int) -> None:
         if self.is_down:
@@ -235,6 +241,42 @@ def test_next_worker_starts_with_what_was_found(world: World) -> None:
     assert found.engine.limits == [START, first.recorded[-1]]
     # The same number is not written again.
     assert second.recorded == []
+
+
+class Settled(Concurrency):
+    """A search that has found 700; counts what it observed."""
+
+    observed = 0
+
+    def restart(self) -> None:
+        super().restart()
+        self.limit, self.is_settled = 700, True
+
+    def observe(self, now: float, interval: Interval, load: EngineLoad | None) -> None:
+        del now, interval, load
+        self.observed += 1
+
+
+def test_number_is_recorded_for_an_engine_that_reports_alone(world: World) -> None:
+    store = Records(world)
+
+    async def main() -> None:
+        search = Settled(1024)
+        tuned = Tuned(ReportingEngine(200), search, ask_again=TICK)
+        tuned.engine.size = None
+        memory = ConcurrencyMemory(store, search, tuned.tuner, interval=TICK)
+        running = asyncio.ensure_future(memory.run())
+        with _tasks(tuned):
+            await until(lambda: store.reads)
+            seen = search.observed
+            await until(lambda: search.observed > seen + 20)
+            assert store.recorded == []
+            tuned.engine.size = 200
+            await until(lambda: store.recorded)
+        running.cancel()
+
+    asyncio.run(main())
+    assert store.recorded == [700]
 
 
 @pytest.mark.parametrize(
