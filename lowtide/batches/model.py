@@ -187,10 +187,10 @@ class NewBatch:
     """A batch to be created; `output_expires_after` is in seconds, None keeps its files.
 
     `idempotency_digest` is that of the body sent with the key; None matches any. Requests start in
-    `pool`; those that start in dedicated stay there. `prices` are those of its cost
-    for good, if the same fleets split it. `actor` is recorded in the audit log; None leaves that to the caller. With an `input_url` the
-    input file is imported from there. Results are copied to the folder `output_url`. With a
-    `data_key` it has zero retention. The fleets of `placement` run it.
+    `pool`; those that start in dedicated stay there. `prices` are those of its cost for good, if the
+    same fleets split it. `actor` is recorded in the audit log; None leaves that to the caller. With an
+    `input_url` the input file is imported from there. Results are copied to the folder `output_url`.
+    With a `data_key` it has zero retention. The fleets of `placement` run it.
     """
 
     id: BatchId
@@ -234,8 +234,8 @@ class Batch:
     """The current state of a batch.
 
     `cached_tokens` are part of the input tokens, `reasoning_tokens` of the output tokens.
-    `cost` is that of its results so far; `eta` is the expected completion, None if final or unknown; `trace` is the context
-    that its work continues; `pool` is the pool in which its requests started. An `expiring` batch
+    `cost` is that of its results so far; `eta` is the expected completion, None if final or unknown;
+    `trace` is the context that its work continues; `pool` is the pool in which its requests started. An `expiring` batch
     has missed its deadline; `risk` is the reason of `at_risk`, None unless the scheduler marked it.
     `retention` is its own, or else its tenant's, in seconds; `data_ends_at` is None until it ends.
     `input_url` is the object that its input file is imported from. `fleet` runs it; None is several, the `fleets`

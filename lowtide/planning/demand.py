@@ -181,9 +181,10 @@ def scaled_replicas(
 ) -> int:
     """Return the number of replicas that KEDA runs: no more than `planned`, if the pool is planned.
 
-    The min number of replicas runs in any case, as KEDA knows no other. Requests in a pool keep one replica there even if the plan needs none: those that stay on
-    dedicated, and those still running. Requests that wait in a paused pool need none. `stranded` is
-    the number of workers in a pool whose engines are all unavailable: it gets no more of them.
+    The min number of replicas runs in any case, as KEDA knows no other. Requests in a pool keep one
+    replica there even if the plan needs none: those that stay on dedicated, and those still running.
+    Requests that wait in a paused pool need none. `stranded` is the number of workers in a pool whose
+    engines are all unavailable: it gets no more of them.
     """
     if paused:
         return scale.replicas_for(depth.running)

@@ -40,9 +40,9 @@ class SchedulerState:
     `present` dedicated replicas work; `wished` holds the time since which each wanted one has been
     wanted, longest first. `models` are those of the open batches, whose requests so far `ended` or
     were `retried`; `rates` are dedicated's, by model ("" for workers that ran several), `concurrency` is
-    what its last search for the requests in flight found. `paused`
-    pools resume at an unknown time. `stranded` maps each pool whose engines are all unavailable to
-    its number of workers; `away` is the number of dedicated workers without an engine.
+    what its last search for the requests in flight found. `paused` pools resume at an unknown time.
+    `stranded` maps each pool whose engines are all unavailable to its number of workers; `away` is the
+    number of dedicated workers without an engine.
     """
 
     now: datetime
