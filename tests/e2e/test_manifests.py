@@ -108,7 +108,13 @@ def _plain_variables(container: dict[str, Any]) -> dict[str, str]:
 
 
 def _secret_variables(container: dict[str, Any]) -> list[str]:
-    return [one["name"] for one in container["env"] if "valueFrom" in one]
+    """Return the variables of Secrets that must exist."""
+    references = {
+        one["name"]: one["valueFrom"]["secretKeyRef"]
+        for one in container["env"]
+        if "valueFrom" in one
+    }
+    return [name for name, reference in references.items() if not reference.get("optional")]
 
 
 def _ensure_worker(stack: LocalStack, pool: str) -> None:
