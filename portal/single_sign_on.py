@@ -125,7 +125,7 @@ class SingleSignOn:
         # The library has checked its nonce; its rules are laxer than those for the API.
         issuer, claims = self._verifier.claims(str(token.get("id_token", "")))
         principal = self._sign_in.principal(issuer.identity(claims), tenants)
-        return principal, min(int(claims["exp"] - time.time()), self._session_seconds)
+        return principal, min(int(claims["exp"]) - int(time.time()), self._session_seconds)
 
 
 def _failed(error: Exception) -> Response:

@@ -32,6 +32,7 @@ RETRY_SECONDS: Final = 5.0
 _TIMEOUT: Final = 3.0
 _MAX_BYTES: Final = 1 << 20
 _MAX_KEYS: Final = 100
+_FAILURES: Final = (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError)
 
 
 class _Discovered(msgspec.Struct):
@@ -94,7 +95,7 @@ class IssuerKeys:
             self._tried_at = self._timer()
             self._keys = self._read()
             self._read_at = self._timer()
-        except (OSError, ValueError, httpx.HTTPError, msgspec.MsgspecError) as error:
+        except _FAILURES as error:
             _log.warning(
                 "identity.keys_not_read", extra={"issuer": self._issuer.url, "error": str(error)}
             )

@@ -21,7 +21,7 @@ MAX_TOKEN_BYTES: Final = 16_384
 LEEWAY_SECONDS: Final = 30
 """Difference of clocks that is tolerated."""
 _MAX_KEY_ID: Final = 256
-_TYPES: Final = {None, "jwt", "at+jwt", "application/at+jwt"}
+_TYPES: Final = {"jwt", "at+jwt", "application/at+jwt"}
 _REASONS: Final[Mapping[type[jwt.PyJWTError], str]] = {
     jwt.ExpiredSignatureError: "it has expired",
     jwt.ImmatureSignatureError: "it is not valid yet",
@@ -95,7 +95,7 @@ def _checked(header: dict[str, Any], issuer: Issuer) -> tuple[str, str | None]:
         raise refused(f"its signature must be one of {', '.join(issuer.algorithms)}")
     if key_id is not None and not (isinstance(key_id, str) and len(key_id) <= _MAX_KEY_ID):
         raise refused("its kid is not the id of a key")
-    if (kind.lower() if isinstance(kind, str) else kind) not in _TYPES:
+    if kind is not None and not (isinstance(kind, str) and kind.lower() in _TYPES):
         raise refused("it is of another kind than JWT or at+jwt")
     if "crit" in header or "b64" in header or "zip" in header:
         raise refused("it has extensions that are not supported")

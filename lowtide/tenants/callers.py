@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import Engine, text
 
 from lowtide.core.errors import MissingScope, Unauthenticated
-from lowtide.core.ids import KeyId, TenantId
+from lowtide.core.ids import NAME, KeyId, TenantId
 from lowtide.core.scopes import EVERY_SCOPE, Scope, Scopes, scopes_of
 from lowtide.database.connections import begin
 from lowtide.tenants.keys import actor_of, hash_key
@@ -128,9 +129,11 @@ class Authenticator:
                 "The token names no tenant, or several: ask the operator to map its claims.",
                 code="invalid_token",
             )
-        # It is named for the other callers without a key.
-        with begin(self._engine) as connection:
-            row = connection.execute(_ANONYMOUS, {"name": identity.tenant}).one_or_none()
+        row = None
+        if re.fullmatch(NAME, identity.tenant):
+            # It is named for the other callers without a key.
+            with begin(self._engine) as connection:
+                row = connection.execute(_ANONYMOUS, {"name": identity.tenant}).one_or_none()
         if row is None:
             raise Unauthenticated(
                 f"The token's tenant {identity.tenant[:100]!r} does not exist: ask the operator to "

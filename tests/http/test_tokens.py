@@ -73,6 +73,7 @@ def test_token_may_do_what_its_scopes_say(api: Api, provider: Provider) -> None:
     ("changes", "message"),
     [
         ({"tenant": "nobody"}, "The token's tenant 'nobody' does not exist"),
+        ({"tenant": "a\x00b"}, "The token's tenant 'a\\x00b' does not exist"),
         ({"tenant": None}, "The token names no tenant, or several"),
         ({"tenant": ["default", "other"]}, "The token names no tenant, or several"),
         ({"exp": 1}, "The token is refused: it has expired."),

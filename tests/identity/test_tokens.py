@@ -231,6 +231,10 @@ ATTACKS: dict[str, tuple[Callable[[Provider], str], str]] = {
         lambda p: p.token(headers={"kid": "one", "typ": "logout+jwt"}),
         "it is of another kind",
     ),
+    "kind is not a text": (
+        lambda p: f"{part({'alg': 'RS256', 'kid': 'one', 'typ': ['JWT']})}.{part(p.claims())}.eA",
+        "it is of another kind",
+    ),
     "huge": (
         lambda p: p.token(padding="x" * MAX_TOKEN_BYTES),
         "it is longer than",
@@ -390,6 +394,8 @@ def test_known_key_does_not_wait_for_a_hanging_provider(
         {"issuer": "https://other.example"},
         {"jwks_uri": 5},
         {"jwks_uri": "/keys"},
+        {"jwks_uri": "http://[::1"},
+        {"jwks_uri": "http://localhost:port/keys"},
     ],
 )
 def test_discovery_document_of_another_issuer_is_not_used(

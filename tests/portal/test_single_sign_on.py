@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 from sqlalchemy import text
+from starlette.requests import Request
 
+from lowtide.core.ids import DEFAULT_TENANT
+from lowtide.core.scopes import Role
+from lowtide.identity.model import Issuer, PortalClient, RoleRule
 from lowtide.local.ports import free_port
+from lowtide.tenants.sign_in import TokenSignIn
+from portal import single_sign_on
+from portal.single_sign_on import SingleSignOn
 from tests.browsing import Visit, new_visit
 from tests.e2e.waiting import until
+from tests.identity.provider import providing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +35,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from tests.conftest import Database
+    from tests.identity.provider import Provider
     from tests.portal.conftest import Portal, StubApi
 
 FILE = """\
@@ -269,6 +280,51 @@ def test_session_ends_with_the_token(
         page.wait_for_url(f"{portal.url}/sign-in*")
         page.goto(f"{portal.url}/queues")
         page.get_by_role("link", name=PROVIDER).wait_for()
+
+
+class SigningIn:
+    """Sign-in with the ID token that a test makes."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
+        issuer = Issuer(
+            provider.url,
+            ("lowtide",),
+            roles=RoleRule(members={Role.VIEWER: frozenset({"readers"})}),
+        )
+        client = PortalClient(issuer, "lowtide-portal", ("openid",))
+        self._single_sign_on = SingleSignOn(client, "", TokenSignIn(client), session_seconds=3600)
+
+    def finish(self, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[str, dict[str, Any]]:
+        """Return where a person with this token is sent, and the session."""
+        claims = {"aud": "lowtide-portal", "groups": ["readers"]} | changes
+
+        async def answer(_: Request) -> dict[str, str]:
+            return {"id_token": self.provider.token(**claims)}
+
+        async def at_once(call: Callable[[], Any]) -> Any:
+            return call()
+
+        monkeypatch.setattr(self._single_sign_on._provider, "authorize_access_token", answer)
+        monkeypatch.setattr(single_sign_on, "in_thread", at_once)
+        request = Request({"type": "http", "session": {"target": "/batches?status=failed"}})
+        tenants = {"default": DEFAULT_TENANT}
+        response = asyncio.run(self._single_sign_on.finish(request, lambda: tenants))
+        return response.headers["location"], request.session
+
+
+@pytest.fixture
+def signing() -> Iterator[SigningIn]:
+    """A sign-in of which the library's part is left out."""
+    with providing() as running:
+        yield SigningIn(running)
+
+
+def test_end_of_a_token_may_be_a_text(signing: SigningIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = str(int(time.time()) + 300)
+    location, session = signing.finish(monkeypatch, exp=end)
+    assert location == "/batches?status=failed"
+    assert session["visitor"]["until"] <= int(end) + 1
 
 
 def test_provider_that_is_away_is_said_so(
