@@ -372,6 +372,35 @@ def test_provider_that_has_never_answered_is_unavailable(
     assert verifier.identity(provider.token()).user == "ada"
 
 
+def test_slow_failure_is_not_repeated_by_those_that_waited(
+    provider: Provider, verifier: TokenVerifier, clock: Clock
+) -> None:
+    provider.status = 503
+    provider.held.clear()
+    with ThreadPoolExecutor(3) as threads:
+        waiting = [threads.submit(verifier.identity, provider.token()) for _ in range(3)]
+        eventually(lambda: len(provider.asked) == 1)
+        clock.now += issuer_keys.RETRY_SECONDS
+        provider.held.set()
+        for each in waiting:
+            assert isinstance(each.exception(), Unavailable)
+    assert len(provider.asked) == 1
+
+
+def test_wait_for_another_thread_is_bounded(
+    provider: Provider, verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(issuer_keys, "WAIT_SECONDS", 0.05)
+    provider.held.clear()
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(verifier.identity, provider.token())
+        eventually(lambda: len(provider.asked) == 1)
+        with pytest.raises(Unavailable, match="is not answering"):
+            verifier.identity(provider.token())
+        provider.held.set()
+        assert first.result().user == "ada"
+
+
 def test_known_key_does_not_wait_for_a_hanging_provider(
     provider: Provider, verifier: TokenVerifier, clock: Clock
 ) -> None:
