@@ -204,7 +204,8 @@ def test_audit_log_is_exported_oldest_first(
     world: World, admin: Administration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "_EXPORT_PAGE", 2)
-    for age in (7200, 5400, 1800, 900, 300, 10):
+    # The last one has taken its id late in a transaction that began early.
+    for age in (7200, 5400, 1800, 900, 300, 10, 180):
         _run(
             world,
             "INSERT INTO audit_log (actor, action, subject, at) "
@@ -223,6 +224,8 @@ def test_audit_log_is_exported_oldest_first(
     assert exported(after=entries[3].id) == entries[4:]
     assert exported(since=hour_ago, after=entries[0].id) == entries[2:]
     assert exported(after=entries[-1].id) == []
+    _run(world, "UPDATE audit_log SET at = now() - interval '130 s' WHERE subject = '10'")
+    assert [entry.subject for entry in exported(after=entries[-1].id)] == ["10", "180"]
 
 
 @pytest.mark.parametrize(
