@@ -114,14 +114,23 @@ class Authenticator:
     def _with_key(self, key: str) -> Any:
         """Return the row of a key; None for an unknown one."""
         current = hash_key(key, self._pepper)
-        with begin(self._engine) as connection:
-            row = connection.execute(_AUTHENTICATE, {"hash": current}).one_or_none()
-            if row is None and self._previous_pepper:
-                old = hash_key(key, self._previous_pepper)
-                row = connection.execute(_AUTHENTICATE, {"hash": old}).one_or_none()
-                if row is not None:
-                    connection.execute(_REHASH, {"old": old, "new": current})
+        row = self._with_hash(current)
+        if row is not None or not self._previous_pepper:
             return row
+        old = hash_key(key, self._previous_pepper)
+        row = self._with_hash(old)
+        if row is None:
+            # Another request may just have moved it.
+            return self._with_hash(current)
+        # Processes of both steps of a rotation move a key to and fro while they run side by side. It
+        # costs a short update a request, and each finds the key under either pepper.
+        with begin(self._engine) as connection:
+            connection.execute(_REHASH, {"old": old, "new": current})
+        return row
+
+    def _with_hash(self, hashed: bytes) -> Any:
+        with begin(self._engine) as connection:
+            return connection.execute(_AUTHENTICATE, {"hash": hashed}).one_or_none()
 
     def _with_token(self, identity: Identity) -> Caller:
         if identity.tenant is None:
