@@ -95,6 +95,22 @@ class Issuer:
     roles: RoleRule = RoleRule()
     scopes: Claim = Claim(("scope",))
 
+    @property
+    def mapping(self) -> str:
+        """The rules for tenants and roles as one text, the same in every process."""
+        roles = self.roles
+        members = [(role.value, sorted(roles.members.get(role, ()))) for role in Role]
+        return repr(
+            (
+                self.tenant.name,
+                self.tenant.claim.path,
+                sorted(self.tenant.names.items()),
+                roles.claim.path,
+                members,
+                sorted(roles.every_tenant),
+            )
+        )
+
     def identity(self, claims: Claims) -> Identity:
         """Return who a token speaks for.
 
