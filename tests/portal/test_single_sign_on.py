@@ -154,7 +154,7 @@ def test_user_returns_to_the_page_that_was_asked_for(signing_portal: Portal) -> 
 def test_account_without_role_or_tenant_is_refused(signing_portal: Portal, user: str) -> None:
     with signing_portal.client(None) as client:
         answer = client.get(_approve(_start(client), user))
-        assert answer.headers["location"] == "/sign-in?problem=account"
+        assert answer.headers["location"] == "/sign-in?problem=account&next=%2Fbatches"
         assert (
             "Your account has no role or no tenant here"
             in client.get(answer.headers["location"]).text
@@ -176,7 +176,7 @@ def test_forged_return_opens_no_session(signing_portal: Portal, attack: str) -> 
             back = httpx.post(address, data={"action": "deny"}, trust_env=False).headers["location"]
         else:
             back = re.sub(rf"{attack}=[^&]+", f"{attack}=forged", back)
-        assert client.get(back).headers["location"] == "/sign-in?problem=provider"
+        assert client.get(back).headers["location"].startswith("/sign-in?problem=provider")
         assert client.get("/batches").headers["location"].startswith("/sign-in")
 
 
@@ -307,6 +307,7 @@ class SigningIn:
 
         monkeypatch.setattr(self._single_sign_on._provider, "authorize_access_token", answer)
         monkeypatch.setattr(single_sign_on, "in_thread", at_once)
+        monkeypatch.setattr(single_sign_on, "run_blocking", at_once)
         request = Request({"type": "http", "session": {"target": "/batches?status=failed"}})
         tenants = {"default": DEFAULT_TENANT}
         response = asyncio.run(self._single_sign_on.finish(request, lambda: tenants))
@@ -327,6 +328,29 @@ def test_end_of_a_token_may_be_a_text(signing: SigningIn, monkeypatch: pytest.Mo
     assert session["visitor"]["until"] <= int(end) + 1
 
 
+@pytest.mark.parametrize(
+    ("status", "changes"),
+    [
+        pytest.param(200, {"aud": "other"}, id="token of another client"),
+        pytest.param(200, {"exp": 1}, id="expired token"),
+        pytest.param(503, {}, id="unreadable keys"),
+    ],
+)
+def test_failure_of_the_provider_is_said_to_be_its_own(
+    signing: SigningIn, monkeypatch: pytest.MonkeyPatch, status: int, changes: dict[str, Any]
+) -> None:
+    signing.provider.status = status
+    location, session = signing.finish(monkeypatch, **changes)
+    assert location == "/sign-in?problem=provider&next=%2Fbatches%3Fstatus%3Dfailed"
+    assert session == {}
+
+
+def test_target_that_does_not_fit_into_a_cookie_is_left_out(signing_portal: Portal) -> None:
+    with signing_portal.client(None) as client:
+        back = _approve(_start(client, f"/batches?user={'x' * 490}"), "otto")
+        assert client.get(back).headers["location"] == "/"
+
+
 def test_provider_that_is_away_is_said_so(
     shared: Database, api: StubApi, start_portal: Callable[..., Portal], tmp_path: Path
 ) -> None:
@@ -334,5 +358,5 @@ def test_provider_that_is_away_is_said_so(
         shared.url("operator"), api.url, **_settings("http://127.0.0.1:9", tmp_path)
     )
     with portal.client(None) as client:
-        assert _start(client) == "/sign-in?problem=provider"
+        assert _start(client) == "/sign-in?problem=provider&next=%2Fbatches"
         assert "did not sign you in" in client.get("/sign-in?problem=provider").text
