@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _TARGET: Final = "target"
 _TIMEOUT: Final = 5.0
+# It comes from the provider itself, and may name hundreds of groups.
+_MAX_ID_TOKEN_BYTES: Final = 65_536
 _FAILURES: Final = (
     OAuthError, JoseError, LowtideError, httpx2.HTTPError, RuntimeError, ValueError,
 )  # fmt: skip
@@ -50,7 +52,7 @@ class SingleSignOn:
         self._session_seconds = session_seconds
         # An ID token is for the client, a token of the API is not.
         issuer = replace(client.issuer, audiences=(client.client_id,))
-        self._verifier = TokenVerifier(Issuers((issuer,)))
+        self._verifier = TokenVerifier(Issuers((issuer,)), max_bytes=_MAX_ID_TOKEN_BYTES)
         trust = ssl.create_default_context(cafile=issuer.ca_file or None)
         # Its types do not cover what it has.
         self._provider: Any = OAuth().register(

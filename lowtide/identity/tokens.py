@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from lowtide.identity.model import Claims, Identity, Issuer, Issuers
 
 
-MAX_TOKEN_BYTES: Final = 16_384
+MAX_TOKEN_BYTES: Final = 8190 - len("Authorization: Bearer \r\n")
+"""What fits into a header field: `limit_request_field_size` in lowtide/serving.py."""
 LEEWAY_SECONDS: Final = 30
 """Difference of clocks that is tolerated."""
 _MAX_KEY_ID: Final = 256
@@ -34,8 +35,15 @@ _REQUIRED: Final = ("iss", "aud", "exp", "sub")
 class TokenVerifier:
     """Verification of the tokens of all trusted issuers; thread-safe."""
 
-    def __init__(self, issuers: Issuers, keys: Mapping[str, IssuerKeys] | None = None) -> None:
+    def __init__(
+        self,
+        issuers: Issuers,
+        keys: Mapping[str, IssuerKeys] | None = None,
+        *,
+        max_bytes: int = MAX_TOKEN_BYTES,
+    ) -> None:
         self._issuers = issuers
+        self._max_bytes = max_bytes
         self._keys = keys or {issuer.url: IssuerKeys(issuer) for issuer in issuers.all}
 
     def identity(self, token: str) -> Identity:
@@ -45,8 +53,8 @@ class TokenVerifier:
 
     def claims(self, token: str) -> tuple[Issuer, Claims]:
         """Return the issuer and the claims of a valid token; raises Unauthenticated or Unavailable."""
-        if len(token) > MAX_TOKEN_BYTES:
-            raise refused(f"it is longer than {MAX_TOKEN_BYTES:,} bytes")
+        if len(token) > self._max_bytes:
+            raise refused(f"it is longer than {self._max_bytes:,} bytes")
         header, unverified = _unverified(token)
         issuer = self._issuers.get(str(unverified.get("iss", "")))
         if issuer is None:

@@ -68,9 +68,7 @@ class Principal:
         """Raise Forbidden for a viewer, and for an operator of one tenant."""
         self.require_operator()
         if self.tenant is not None:
-            raise Forbidden(
-                "This affects all tenants: sign in with the operator's password, not an API key."
-            )
+            raise Forbidden("This affects all tenants, but you are signed in to one.")
 
     @property
     def may_administer(self) -> bool:

@@ -8,6 +8,7 @@ import hmac
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -297,6 +298,12 @@ def test_elliptic_curves_are_accepted(
     provider.keys.append(jwk(key, kid="curve"))
     token = provider.token(headers={"kid": "curve"}, key=key, algorithm=algorithm)
     assert verifier.identity(token).user == "ada"
+
+
+def test_longest_token_fits_into_the_header_that_the_server_takes() -> None:
+    serving = (Path(__file__).parents[2] / "lowtide/serving.py").read_text()
+    assert "\nlimit_request_field_size = 8190\n" in serving
+    assert len("Authorization: Bearer \r\n") + MAX_TOKEN_BYTES == 8190
 
 
 def test_keys_are_read_once(provider: Provider, verifier: TokenVerifier) -> None:

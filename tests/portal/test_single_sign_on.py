@@ -328,6 +328,14 @@ def test_end_of_a_token_may_be_a_text(signing: SigningIn, monkeypatch: pytest.Mo
     assert session["visitor"]["until"] <= int(end) + 1
 
 
+def test_id_token_may_name_hundreds_of_groups(
+    signing: SigningIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = ["readers", *(f"{number:036}" for number in range(200))]
+    location, _ = signing.finish(monkeypatch, groups=groups)
+    assert location == "/batches?status=failed"
+
+
 @pytest.mark.parametrize(
     ("status", "changes"),
     [
