@@ -480,5 +480,9 @@ ALL = (*UPLOAD, *CREATE_BATCH, *CANCEL_BATCH, *READ)
 
 
 def application(app: App, routes: Sequence[Route]) -> Callable[[Request], Response]:
-    """Return the handler for the requests of one function."""
+    """Return the handler for the requests of one function; raises ValueError for invalid settings.
+
+    What it needs to know callers is read now: a mistake there stops the function at its start.
+    """
+    _ = app.callers
     return Application(app, routes, all_routes=ALL)

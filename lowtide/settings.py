@@ -219,7 +219,7 @@ class Settings(BaseSettings):
     )
     api_key_pepper_previous: SecretStr = Field(
         default=SecretStr(""),
-        description="The previous pepper: a key that is hashed with it works, and is hashed anew when it is used.",
+        description="The other pepper during a rotation: a key that is hashed with it works, and is hashed anew when it is used.",
     )
     master_key: MasterKey = Field(
         default=SecretStr(""),

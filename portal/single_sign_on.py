@@ -7,7 +7,7 @@ import ssl
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx2
 from authlib.integrations.base_client import OAuthError
@@ -18,7 +18,7 @@ from joserfc.errors import JoseError
 from lowtide.core.errors import Forbidden, LowtideError
 from lowtide.identity.model import Issuers
 from lowtide.identity.tokens import TokenVerifier
-from portal.services import in_thread
+from portal.services import in_thread, run_blocking
 from portal.sessions import SIGN_IN, SIGN_IN_CALLBACK, open_session
 
 if TYPE_CHECKING:
@@ -27,12 +27,17 @@ if TYPE_CHECKING:
     from fastapi import Request, Response
 
     from lowtide.core.ids import TenantId
-    from lowtide.identity.model import PortalClient
+    from lowtide.identity.model import Claims, Issuer, PortalClient
     from lowtide.tenants.sign_in import Principal, TokenSignIn
 
 
 _TARGET: Final = "target"
 _TIMEOUT: Final = 5.0
+# It comes from the provider itself, and may name hundreds of groups.
+_MAX_ID_TOKEN_BYTES: Final = 65_536
+_FAILURES: Final = (
+    OAuthError, JoseError, LowtideError, httpx2.HTTPError, RuntimeError, ValueError,
+)  # fmt: skip
 _log: Final = logging.getLogger(__name__)
 
 
@@ -47,7 +52,7 @@ class SingleSignOn:
         self._session_seconds = session_seconds
         # An ID token is for the client, a token of the API is not.
         issuer = replace(client.issuer, audiences=(client.client_id,))
-        self._verifier = TokenVerifier(Issuers((issuer,)))
+        self._verifier = TokenVerifier(Issuers((issuer,)), max_bytes=_MAX_ID_TOKEN_BYTES)
         trust = ssl.create_default_context(cafile=issuer.ca_file or None)
         # Its types do not cover what it has.
         self._provider: Any = OAuth().register(
@@ -70,8 +75,8 @@ class SingleSignOn:
             response: Response = await self._provider.authorize_redirect(
                 request, _address_of(request, SIGN_IN_CALLBACK)
             )
-        except (OAuthError, httpx2.HTTPError, RuntimeError, ValueError) as error:
-            return _failed(error)
+        except _FAILURES as error:
+            return _failed(error, target)
         request.session[_TARGET] = target
         return response
 
@@ -82,13 +87,18 @@ class SingleSignOn:
         target = str(request.session.pop(_TARGET, "/"))
         try:
             token = await self._provider.authorize_access_token(request)
-            principal, seconds = await in_thread(lambda: self._principal(token, read_tenants()))
+            # A refused ID token or unreadable keys are the provider's fault, not the user's.
+            issuer, claims = await run_blocking(lambda: self._claims(token))
+        except _FAILURES as error:
+            return _failed(error, target)
+        try:
+            tenants = await in_thread(read_tenants)
+            principal = self._sign_in.principal(issuer.identity(claims), tenants)
         except LowtideError as error:
             _log.warning("sign_in.refused", extra={"error": error.message})
             problem = "account" if isinstance(error, Forbidden) else str(error.status)
-            return RedirectResponse(f"{SIGN_IN}?problem={problem}", status_code=303)
-        except (OAuthError, JoseError, httpx2.HTTPError, RuntimeError, ValueError) as error:
-            return _failed(error)
+            return _back(problem, target)
+        seconds = min(int(claims["exp"]) - int(time.time()), self._session_seconds)
         open_session(request.session, principal, seconds)
         return RedirectResponse(target, status_code=303)
 
@@ -118,19 +128,22 @@ class SingleSignOn:
         }
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}"
 
-    def _principal(
-        self, token: Mapping[str, Any], tenants: Mapping[str, TenantId]
-    ) -> tuple[Principal, int]:
-        """Return the principal of a token's answer, and the seconds until its session ends."""
+    def _claims(self, token: Mapping[str, Any]) -> tuple[Issuer, Claims]:
+        """Return the issuer and the claims of the ID token in the provider's answer."""
         # The library has checked its nonce; its rules are laxer than those for the API.
-        issuer, claims = self._verifier.claims(str(token.get("id_token", "")))
-        principal = self._sign_in.principal(issuer.identity(claims), tenants)
-        return principal, min(int(claims["exp"] - time.time()), self._session_seconds)
+        return self._verifier.claims(str(token.get("id_token", "")))
 
 
-def _failed(error: Exception) -> Response:
+def _failed(error: Exception, target: str) -> Response:
     _log.warning("sign_in.failed", extra={"error": f"{type(error).__name__}: {error}"[:500]})
-    return RedirectResponse(f"{SIGN_IN}?problem=provider", status_code=303)
+    return _back("provider", target)
+
+
+def _back(problem: str, target: str) -> Response:
+    path = f"{SIGN_IN}?problem={problem}"
+    if target != "/":
+        path += f"&next={quote(target, safe='')}"
+    return RedirectResponse(path, status_code=303)
 
 
 def _address_of(request: Request, path: str) -> str:

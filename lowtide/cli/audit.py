@@ -42,7 +42,7 @@ def export(
     ] = 0,
     data_dir: DataDir = None,
 ) -> None:
-    """Print the log as a JSON object per line, oldest first; the last minute is left out."""
+    """Print the log as a JSON object per line, oldest first; the last two minutes are left out."""
     with operating(data_dir) as operator:
         principal = Principal(operator.actor, Role.OPERATOR)
         log = operator.app.administration.export_audit(principal, since=since, after=after)

@@ -29,9 +29,12 @@ UNKNOWN_SECONDS: Final = 60.0
 """Shortest time between two readings for a key that is not known: anybody can name one."""
 RETRY_SECONDS: Final = 5.0
 """Time between two attempts while there are no keys at all."""
+WAIT_SECONDS: Final = 4.0
+"""Longest wait for another thread that reads the keys."""
 _TIMEOUT: Final = 3.0
 _MAX_BYTES: Final = 1 << 20
 _MAX_KEYS: Final = 100
+_FAILURES: Final = (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError)
 
 
 class _Discovered(msgspec.Struct):
@@ -60,7 +63,7 @@ class IssuerKeys:
         """Return the key with this id for signatures of `algorithm`; None if there is none.
 
         A token without an id has the issuer's only key for the algorithm. Raises Unavailable while
-        the issuer has never answered.
+        the issuer has never answered, and if another thread waits for its answer for long.
         """
         key = self._known(key_id, algorithm)
         if key is None:
@@ -70,9 +73,7 @@ class IssuerKeys:
             # A key that is gone by then was valid until now: this token may still have it.
             self._read_again(wait=False)
         if not self._keys:
-            raise Unavailable(
-                f"The identity provider {self._issuer.url} is not answering: try again."
-            )
+            raise self._unavailable()
         return key
 
     def _known(self, key_id: str | None, algorithm: str) -> PyJWK | None:
@@ -84,22 +85,35 @@ class IssuerKeys:
         return fitting[0] if len(fitting) == 1 else None
 
     def _read_again(self, *, wait: bool) -> None:
-        """Read the keys, unless that was tried just now; `wait` for another thread that does."""
-        if not self._lock.acquire(blocking=wait):
+        """Read the keys, unless that was tried just now; `wait` for another thread that does.
+
+        Raises Unavailable if that thread takes long.
+        """
+        if not self._lock.acquire(timeout=WAIT_SECONDS if wait else 0):
+            if wait:
+                raise self._unavailable()
             return
         try:
             pause = UNKNOWN_SECONDS if self._keys else RETRY_SECONDS
-            if self._timer() - self._tried_at < pause:
-                return
-            self._tried_at = self._timer()
+            if self._timer() - self._tried_at >= pause:
+                self._try_to_read()
+        finally:
+            self._lock.release()
+
+    def _try_to_read(self) -> None:
+        try:
             self._keys = self._read()
             self._read_at = self._timer()
-        except (OSError, ValueError, httpx.HTTPError, msgspec.MsgspecError) as error:
+        except _FAILURES as error:
             _log.warning(
                 "identity.keys_not_read", extra={"issuer": self._issuer.url, "error": str(error)}
             )
         finally:
-            self._lock.release()
+            # The pause begins at the end: those that waited for a slow failure do not repeat it.
+            self._tried_at = self._timer()
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(f"The identity provider {self._issuer.url} is not answering: try again.")
 
     def _read(self) -> tuple[PyJWK, ...]:
         issuer = self._issuer

@@ -29,12 +29,12 @@ class Claim:
     path: tuple[str, ...]
 
     def values(self, claims: Claims) -> list[str]:
-        """Return its texts: of a list each, of a text the words between spaces, as RFC 8693 has it."""
+        """Return its texts: of a list each, else the one that it is."""
         found: object = claims
         for name in self.path:
             found = found.get(name) if isinstance(found, dict) else None
         if isinstance(found, str):
-            return found.split()
+            return [found] if found else []
         return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
 
 
@@ -95,19 +95,41 @@ class Issuer:
     roles: RoleRule = RoleRule()
     scopes: Claim = Claim(("scope",))
 
+    @property
+    def mapping(self) -> str:
+        """The rules for tenants and roles as one text, the same in every process."""
+        roles = self.roles
+        members = [(role.value, sorted(roles.members.get(role, ()))) for role in Role]
+        return repr(
+            (
+                self.tenant.name,
+                self.tenant.claim.path,
+                sorted(self.tenant.names.items()),
+                roles.claim.path,
+                members,
+                sorted(roles.every_tenant),
+            )
+        )
+
     def identity(self, claims: Claims) -> Identity:
-        """Return who a token speaks for."""
+        """Return who a token speaks for.
+
+        It never does more than its role: its scopes narrow what the role allows.
+        """
         role = self.roles.role(claims)
-        held = set(scopes_of(self.scopes.values(claims)))
+        # Scopes as a text have spaces between them: RFC 8693, section 4.2.
+        named = [scope for value in self.scopes.values(claims) for scope in value.split()]
+        scopes = scopes_of(named)
         if role is not None:
-            held |= SCOPES_OF_ROLES[role]
+            allowed = SCOPES_OF_ROLES[role]
+            scopes = allowed & scopes if scopes else allowed
         names = self.user.values(claims) or [str(claims.get("sub", ""))]
         return Identity(
             issuer=self.url,
             tenant=self.tenant.tenant(claims),
             user=" ".join(names),
             role=role,
-            scopes=frozenset(held),
+            scopes=scopes,
             sees_every_tenant=self.roles.sees_every_tenant(claims),
         )
 

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from lowtide.identity.model import Claims, Identity, Issuer, Issuers
 
 
-MAX_TOKEN_BYTES: Final = 16_384
+MAX_TOKEN_BYTES: Final = 8190 - len("Authorization: Bearer \r\n")
+"""What fits into a header field: `limit_request_field_size` in lowtide/serving.py."""
 LEEWAY_SECONDS: Final = 30
 """Difference of clocks that is tolerated."""
 _MAX_KEY_ID: Final = 256
-_TYPES: Final = {None, "jwt", "at+jwt", "application/at+jwt"}
+_TYPES: Final = {"jwt", "at+jwt", "application/at+jwt"}
 _REASONS: Final[Mapping[type[jwt.PyJWTError], str]] = {
     jwt.ExpiredSignatureError: "it has expired",
     jwt.ImmatureSignatureError: "it is not valid yet",
@@ -34,8 +35,15 @@ _REQUIRED: Final = ("iss", "aud", "exp", "sub")
 class TokenVerifier:
     """Verification of the tokens of all trusted issuers; thread-safe."""
 
-    def __init__(self, issuers: Issuers, keys: Mapping[str, IssuerKeys] | None = None) -> None:
+    def __init__(
+        self,
+        issuers: Issuers,
+        keys: Mapping[str, IssuerKeys] | None = None,
+        *,
+        max_bytes: int = MAX_TOKEN_BYTES,
+    ) -> None:
         self._issuers = issuers
+        self._max_bytes = max_bytes
         self._keys = keys or {issuer.url: IssuerKeys(issuer) for issuer in issuers.all}
 
     def identity(self, token: str) -> Identity:
@@ -45,8 +53,8 @@ class TokenVerifier:
 
     def claims(self, token: str) -> tuple[Issuer, Claims]:
         """Return the issuer and the claims of a valid token; raises Unauthenticated or Unavailable."""
-        if len(token) > MAX_TOKEN_BYTES:
-            raise refused(f"it is longer than {MAX_TOKEN_BYTES:,} bytes")
+        if len(token) > self._max_bytes:
+            raise refused(f"it is longer than {self._max_bytes:,} bytes")
         header, unverified = _unverified(token)
         issuer = self._issuers.get(str(unverified.get("iss", "")))
         if issuer is None:
@@ -95,7 +103,7 @@ def _checked(header: dict[str, Any], issuer: Issuer) -> tuple[str, str | None]:
         raise refused(f"its signature must be one of {', '.join(issuer.algorithms)}")
     if key_id is not None and not (isinstance(key_id, str) and len(key_id) <= _MAX_KEY_ID):
         raise refused("its kid is not the id of a key")
-    if (kind.lower() if isinstance(kind, str) else kind) not in _TYPES:
+    if kind is not None and not (isinstance(kind, str) and kind.lower() in _TYPES):
         raise refused("it is of another kind than JWT or at+jwt")
     if "crit" in header or "b64" in header or "zip" in header:
         raise refused("it has extensions that are not supported")

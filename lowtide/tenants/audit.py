@@ -85,15 +85,20 @@ SELECT a.id, a.at, t.name AS tenant, a.actor, a.action, a.subject FROM (
 ORDER BY a.id DESC
 """
 _PAGE = text(PAGE)
-# Transactions end within a minute: no entry with a lower id appears later.
-SETTLED_SECONDS: Final = 60.0
+# A transaction ends within a minute, and may take its ids at its end. So the id of an entry from two
+# minutes ago is a minute old at least, and those below it are committed: a page ends before the
+# first younger entry.
+SETTLED_SECONDS: Final = 120.0
 EXPORT = """
-SELECT a.id, a.at, t.name AS tenant, a.actor, a.action, a.subject FROM (
+WITH page AS (
   SELECT * FROM audit_log
-  WHERE id > :after AND at < now() - make_interval(secs => :settled)
-    AND (cast(:since AS timestamptz) IS NULL OR at >= :since)
+  WHERE id > :after AND (cast(:since AS timestamptz) IS NULL OR at >= :since)
   ORDER BY id LIMIT :limit
-) a LEFT JOIN tenants t ON t.id = a.tenant_id
+), unsettled AS (
+  SELECT min(id) AS id FROM page WHERE at >= now() - make_interval(secs => :settled)
+)
+SELECT a.id, a.at, t.name AS tenant, a.actor, a.action, a.subject
+FROM unsettled u JOIN page a ON a.id < u.id OR u.id IS NULL LEFT JOIN tenants t ON t.id = a.tenant_id
 ORDER BY a.id
 """
 _EXPORT = text(EXPORT)
@@ -136,8 +141,8 @@ class AuditLog:
     ) -> Iterator[AuditEntry]:
         """Yield the entries since a time and after an id, oldest first.
 
-        Those of the last `settled` seconds are left for the next export, so that one after the last
-        id misses none.
+        It ends before the first entry of the last `settled` seconds: the next export, after the
+        last id, misses none.
         """
         while True:
             parameters = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import Engine, text
 
 from lowtide.core.errors import MissingScope, Unauthenticated
-from lowtide.core.ids import KeyId, TenantId
+from lowtide.core.ids import NAME, KeyId, TenantId
 from lowtide.core.scopes import EVERY_SCOPE, Scope, Scopes, scopes_of
 from lowtide.database.connections import begin
 from lowtide.tenants.keys import actor_of, hash_key
@@ -113,14 +114,23 @@ class Authenticator:
     def _with_key(self, key: str) -> Any:
         """Return the row of a key; None for an unknown one."""
         current = hash_key(key, self._pepper)
-        with begin(self._engine) as connection:
-            row = connection.execute(_AUTHENTICATE, {"hash": current}).one_or_none()
-            if row is None and self._previous_pepper:
-                old = hash_key(key, self._previous_pepper)
-                row = connection.execute(_AUTHENTICATE, {"hash": old}).one_or_none()
-                if row is not None:
-                    connection.execute(_REHASH, {"old": old, "new": current})
+        row = self._with_hash(current)
+        if row is not None or not self._previous_pepper:
             return row
+        old = hash_key(key, self._previous_pepper)
+        row = self._with_hash(old)
+        if row is None:
+            # Another request may just have moved it.
+            return self._with_hash(current)
+        # Processes of both steps of a rotation move a key to and fro while they run side by side. It
+        # costs a short update a request, and each finds the key under either pepper.
+        with begin(self._engine) as connection:
+            connection.execute(_REHASH, {"old": old, "new": current})
+        return row
+
+    def _with_hash(self, hashed: bytes) -> Any:
+        with begin(self._engine) as connection:
+            return connection.execute(_AUTHENTICATE, {"hash": hashed}).one_or_none()
 
     def _with_token(self, identity: Identity) -> Caller:
         if identity.tenant is None:
@@ -128,9 +138,11 @@ class Authenticator:
                 "The token names no tenant, or several: ask the operator to map its claims.",
                 code="invalid_token",
             )
-        # It is named for the other callers without a key.
-        with begin(self._engine) as connection:
-            row = connection.execute(_ANONYMOUS, {"name": identity.tenant}).one_or_none()
+        row = None
+        if re.fullmatch(NAME, identity.tenant):
+            # It is named for the other callers without a key.
+            with begin(self._engine) as connection:
+                row = connection.execute(_ANONYMOUS, {"name": identity.tenant}).one_or_none()
         if row is None:
             raise Unauthenticated(
                 f"The token's tenant {identity.tenant[:100]!r} does not exist: ask the operator to "

@@ -89,7 +89,7 @@ EVERYTHING: Final = KeyTerms()
 
 
 class KeyState(StrEnum):
-    """The state of a key; an expiring key still works beside its successor."""
+    """The state of a key; one that ends within the longest overlap is expiring, and still works."""
 
     ACTIVE = "active"
     EXPIRING = "expiring"
@@ -118,7 +118,7 @@ class ApiKey:
         """Return the state of the key at `now`."""
         if self.revoked_at is not None:
             return KeyState.REVOKED
-        if self.expires_at is None:
+        if self.expires_at is None or self.expires_at > now + LONGEST_OVERLAP:
             return KeyState.ACTIVE
         return KeyState.EXPIRED if self.expires_at <= now else KeyState.EXPIRING
 
@@ -187,10 +187,11 @@ _IN_USE = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
 _OF_TENANT = text(
     f"SELECT {_COLUMNS} FROM api_keys WHERE tenant_id = :tenant ORDER BY created_at, id"  # noqa: S608
 )
+_SOON = f"now() + interval '{LONGEST_OVERLAP.days} days'"
 _STATES = {
     None: "true",
-    KeyState.ACTIVE: "revoked_at IS NULL AND expires_at IS NULL",
-    KeyState.EXPIRING: "revoked_at IS NULL AND expires_at > now()",
+    KeyState.ACTIVE: f"revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {_SOON})",
+    KeyState.EXPIRING: f"revoked_at IS NULL AND expires_at > now() AND expires_at <= {_SOON}",
     KeyState.EXPIRED: "revoked_at IS NULL AND expires_at <= now()",
     KeyState.REVOKED: "revoked_at IS NOT NULL",
 }

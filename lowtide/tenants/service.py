@@ -234,4 +234,4 @@ class Administration:
 
 def _require_all(principal: Principal) -> None:
     if principal.tenant is not None:
-        raise Forbidden("Only available for all tenants: sign in with a password, not an API key.")
+        raise Forbidden("Only available to those who see all tenants: you are signed in to one.")

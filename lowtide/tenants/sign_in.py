@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import threading
 from collections import OrderedDict, deque
@@ -67,9 +68,7 @@ class Principal:
         """Raise Forbidden for a viewer, and for an operator of one tenant."""
         self.require_operator()
         if self.tenant is not None:
-            raise Forbidden(
-                "This affects all tenants: sign in with the operator's password, not an API key."
-            )
+            raise Forbidden("This affects all tenants, but you are signed in to one.")
 
     @property
     def may_administer(self) -> bool:
@@ -140,12 +139,16 @@ class KeySignIn:
 
 
 class TokenSignIn:
-    """Sign-in at an identity provider, which checks the secret."""
+    """Sign-in at an identity provider, which checks the secret.
+
+    A session ends with the rules for tenants and roles that it was opened by.
+    """
 
     needs_database = False
 
     def __init__(self, client: PortalClient) -> None:
-        self._credential = f"oidc {client.issuer.url} {client.client_id}"
+        rules = hashlib.sha256(client.issuer.mapping.encode()).hexdigest()[:16]
+        self._credential = f"oidc {client.issuer.url} {client.client_id} {rules}"
 
     def authenticate(self, secret: str) -> Principal | None:  # noqa: ARG002 - as of every method
         """Return None: no secret of the provider is for us."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 
 _MAX_BYTES: Final = 8192
+_MAX_PATH: Final = 500
 _MAX_CONCURRENT: Final = 2
 _NAME_COOKIE: Final = "name"
 _YEAR: Final = 365 * 24 * 3600
@@ -203,6 +204,9 @@ async def _form(request: Request) -> dict[str, str]:
 
 
 def _own_path(path: str) -> str:
-    """Return the path if it is one of this portal, else `/`: no redirect leaves the portal."""
+    """Return the path if it is one of this portal, else `/`: no redirect leaves the portal.
+
+    A long one would not fit into the session's cookie.
+    """
     is_own = path.startswith("/") and not path.startswith(("//", "/\\"))
-    return path if is_own and path.isprintable() else "/"
+    return path if is_own and path.isprintable() and len(path) <= _MAX_PATH else "/"

@@ -49,7 +49,7 @@ def batch(api: Api) -> Any:
 
 def test_token_works_like_a_key_of_its_tenant(api: Api, provider: Provider, world: World) -> None:
     of_key = upload(api)["id"]
-    api.key = provider.token(groups=["oncall"])
+    api.key = provider.token(scope=None, groups=["oncall"])
     created = batch(api)
     assert created.status_code == 200
     assert created.json["x_lowtide"]["user"] == "ada"
@@ -73,6 +73,8 @@ def test_token_may_do_what_its_scopes_say(api: Api, provider: Provider) -> None:
     ("changes", "message"),
     [
         ({"tenant": "nobody"}, "The token's tenant 'nobody' does not exist"),
+        ({"tenant": "a\x00b"}, "The token's tenant 'a\\x00b' does not exist"),
+        ({"tenant": "default\n"}, "The token's tenant 'default\\n' does not exist"),
         ({"tenant": None}, "The token names no tenant, or several"),
         ({"tenant": ["default", "other"]}, "The token names no tenant, or several"),
         ({"exp": 1}, "The token is refused: it has expired."),
@@ -97,7 +99,7 @@ def test_key_works_beside_tokens(api: Api, provider: Provider) -> None:
 
 
 def test_name_of_a_user_is_one_line_of_text(api: Api, provider: Provider) -> None:
-    api.key = provider.token(groups=["oncall"], sub="a\r\nb\x00" + "c" * 100)
+    api.key = provider.token(scope=None, groups=["oncall"], sub="a\r\nb\x00" + "c" * 100)
     assert batch(api).json["x_lowtide"]["user"] == "a b " + "c" * 60
 
 

@@ -82,6 +82,36 @@ def test_highest_role_counts(values: Any, role: Role | None) -> None:
     assert ACME.identity({"realm_access": {"roles": values}}).role is role
 
 
+@pytest.mark.parametrize(
+    ("roles", "scope", "scopes"),
+    [
+        (["reader"], "openid", READING),
+        (["reader"], "files:read", {Scope.FILES_READ}),
+        (["reader"], "admin", READING),
+        (["reader"], ["files:read", "files:write"], {Scope.FILES_READ}),
+        (["reader"], "files:write", frozenset()),
+        (["oncall"], "admin", EVERY_SCOPE - {Scope.ADMIN}),
+        (["boss"], "batches:read openid", {Scope.BATCHES_READ}),
+        ([], "files:read batches:read", READING),
+        ([], ["files:read batches:read"], READING),
+        ([], "admin", EVERY_SCOPE),
+    ],
+)
+def test_token_never_does_more_than_its_role(
+    roles: list[str], scope: Any, scopes: frozenset[Scope]
+) -> None:
+    claims = {"realm_access": {"roles": roles}, "scope": scope}
+    assert ACME.identity(claims).scopes == scopes
+
+
+def test_text_is_one_value() -> None:
+    identity = ACME.identity(
+        {"email": "Ada  Lovelace", "groups": "x /team/ads", "realm_access": {"roles": "not boss"}}
+    )
+    assert (identity.user, identity.tenant, identity.role) == ("Ada  Lovelace", None, None)
+    assert CLUSTER.identity({"kubernetes.io": {"namespace": "a b"}}).tenant == "a b"
+
+
 def test_token_without_role_and_scopes_may_do_nothing() -> None:
     assert ACME.identity({"sub": "7", "groups": ["/team/ads"]}).scopes == frozenset()
 

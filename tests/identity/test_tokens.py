@@ -8,6 +8,7 @@ import hmac
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -231,6 +232,10 @@ ATTACKS: dict[str, tuple[Callable[[Provider], str], str]] = {
         lambda p: p.token(headers={"kid": "one", "typ": "logout+jwt"}),
         "it is of another kind",
     ),
+    "kind is not a text": (
+        lambda p: f"{part({'alg': 'RS256', 'kid': 'one', 'typ': ['JWT']})}.{part(p.claims())}.eA",
+        "it is of another kind",
+    ),
     "huge": (
         lambda p: p.token(padding="x" * MAX_TOKEN_BYTES),
         "it is longer than",
@@ -293,6 +298,12 @@ def test_elliptic_curves_are_accepted(
     provider.keys.append(jwk(key, kid="curve"))
     token = provider.token(headers={"kid": "curve"}, key=key, algorithm=algorithm)
     assert verifier.identity(token).user == "ada"
+
+
+def test_longest_token_fits_into_the_header_that_the_server_takes() -> None:
+    serving = (Path(__file__).parents[2] / "lowtide/serving.py").read_text()
+    assert "\nlimit_request_field_size = 8190\n" in serving
+    assert len("Authorization: Bearer \r\n") + MAX_TOKEN_BYTES == 8190
 
 
 def test_keys_are_read_once(provider: Provider, verifier: TokenVerifier) -> None:
@@ -368,6 +379,35 @@ def test_provider_that_has_never_answered_is_unavailable(
     assert verifier.identity(provider.token()).user == "ada"
 
 
+def test_slow_failure_is_not_repeated_by_those_that_waited(
+    provider: Provider, verifier: TokenVerifier, clock: Clock
+) -> None:
+    provider.status = 503
+    provider.held.clear()
+    with ThreadPoolExecutor(3) as threads:
+        waiting = [threads.submit(verifier.identity, provider.token()) for _ in range(3)]
+        eventually(lambda: len(provider.asked) == 1)
+        clock.now += issuer_keys.RETRY_SECONDS
+        provider.held.set()
+        for each in waiting:
+            assert isinstance(each.exception(), Unavailable)
+    assert len(provider.asked) == 1
+
+
+def test_wait_for_another_thread_is_bounded(
+    provider: Provider, verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(issuer_keys, "WAIT_SECONDS", 0.05)
+    provider.held.clear()
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(verifier.identity, provider.token())
+        eventually(lambda: len(provider.asked) == 1)
+        with pytest.raises(Unavailable, match="is not answering"):
+            verifier.identity(provider.token())
+        provider.held.set()
+        assert first.result().user == "ada"
+
+
 def test_known_key_does_not_wait_for_a_hanging_provider(
     provider: Provider, verifier: TokenVerifier, clock: Clock
 ) -> None:
@@ -390,6 +430,8 @@ def test_known_key_does_not_wait_for_a_hanging_provider(
         {"issuer": "https://other.example"},
         {"jwks_uri": 5},
         {"jwks_uri": "/keys"},
+        {"jwks_uri": "http://[::1"},
+        {"jwks_uri": "http://localhost:port/keys"},
     ],
 )
 def test_discovery_document_of_another_issuer_is_not_used(

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 from sqlalchemy import text
+from starlette.requests import Request
 
+from lowtide.core.ids import DEFAULT_TENANT
+from lowtide.core.scopes import Role
+from lowtide.identity.model import Issuer, PortalClient, RoleRule
 from lowtide.local.ports import free_port
+from lowtide.tenants.sign_in import TokenSignIn
+from portal import single_sign_on
+from portal.single_sign_on import SingleSignOn
 from tests.browsing import Visit, new_visit
 from tests.e2e.waiting import until
+from tests.identity.provider import providing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +35,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from tests.conftest import Database
+    from tests.identity.provider import Provider
     from tests.portal.conftest import Portal, StubApi
 
 FILE = """\
@@ -143,7 +154,7 @@ def test_user_returns_to_the_page_that_was_asked_for(signing_portal: Portal) -> 
 def test_account_without_role_or_tenant_is_refused(signing_portal: Portal, user: str) -> None:
     with signing_portal.client(None) as client:
         answer = client.get(_approve(_start(client), user))
-        assert answer.headers["location"] == "/sign-in?problem=account"
+        assert answer.headers["location"] == "/sign-in?problem=account&next=%2Fbatches"
         assert (
             "Your account has no role or no tenant here"
             in client.get(answer.headers["location"]).text
@@ -165,7 +176,7 @@ def test_forged_return_opens_no_session(signing_portal: Portal, attack: str) -> 
             back = httpx.post(address, data={"action": "deny"}, trust_env=False).headers["location"]
         else:
             back = re.sub(rf"{attack}=[^&]+", f"{attack}=forged", back)
-        assert client.get(back).headers["location"] == "/sign-in?problem=provider"
+        assert client.get(back).headers["location"].startswith("/sign-in?problem=provider")
         assert client.get("/batches").headers["location"].startswith("/sign-in")
 
 
@@ -271,6 +282,83 @@ def test_session_ends_with_the_token(
         page.get_by_role("link", name=PROVIDER).wait_for()
 
 
+class SigningIn:
+    """Sign-in with the ID token that a test makes."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
+        issuer = Issuer(
+            provider.url,
+            ("lowtide",),
+            roles=RoleRule(members={Role.VIEWER: frozenset({"readers"})}),
+        )
+        client = PortalClient(issuer, "lowtide-portal", ("openid",))
+        self._single_sign_on = SingleSignOn(client, "", TokenSignIn(client), session_seconds=3600)
+
+    def finish(self, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[str, dict[str, Any]]:
+        """Return where a person with this token is sent, and the session."""
+        claims = {"aud": "lowtide-portal", "groups": ["readers"]} | changes
+
+        async def answer(_: Request) -> dict[str, str]:
+            return {"id_token": self.provider.token(**claims)}
+
+        async def at_once(call: Callable[[], Any]) -> Any:
+            return call()
+
+        monkeypatch.setattr(self._single_sign_on._provider, "authorize_access_token", answer)
+        monkeypatch.setattr(single_sign_on, "in_thread", at_once)
+        monkeypatch.setattr(single_sign_on, "run_blocking", at_once)
+        request = Request({"type": "http", "session": {"target": "/batches?status=failed"}})
+        tenants = {"default": DEFAULT_TENANT}
+        response = asyncio.run(self._single_sign_on.finish(request, lambda: tenants))
+        return response.headers["location"], request.session
+
+
+@pytest.fixture
+def signing() -> Iterator[SigningIn]:
+    """A sign-in of which the library's part is left out."""
+    with providing() as running:
+        yield SigningIn(running)
+
+
+def test_end_of_a_token_may_be_a_text(signing: SigningIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = str(int(time.time()) + 300)
+    location, session = signing.finish(monkeypatch, exp=end)
+    assert location == "/batches?status=failed"
+    assert session["visitor"]["until"] <= int(end) + 1
+
+
+def test_id_token_may_name_hundreds_of_groups(
+    signing: SigningIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = ["readers", *(f"{number:036}" for number in range(200))]
+    location, _ = signing.finish(monkeypatch, groups=groups)
+    assert location == "/batches?status=failed"
+
+
+@pytest.mark.parametrize(
+    ("status", "changes"),
+    [
+        pytest.param(200, {"aud": "other"}, id="token of another client"),
+        pytest.param(200, {"exp": 1}, id="expired token"),
+        pytest.param(503, {}, id="unreadable keys"),
+    ],
+)
+def test_failure_of_the_provider_is_said_to_be_its_own(
+    signing: SigningIn, monkeypatch: pytest.MonkeyPatch, status: int, changes: dict[str, Any]
+) -> None:
+    signing.provider.status = status
+    location, session = signing.finish(monkeypatch, **changes)
+    assert location == "/sign-in?problem=provider&next=%2Fbatches%3Fstatus%3Dfailed"
+    assert session == {}
+
+
+def test_target_that_does_not_fit_into_a_cookie_is_left_out(signing_portal: Portal) -> None:
+    with signing_portal.client(None) as client:
+        back = _approve(_start(client, f"/batches?user={'x' * 490}"), "otto")
+        assert client.get(back).headers["location"] == "/"
+
+
 def test_provider_that_is_away_is_said_so(
     shared: Database, api: StubApi, start_portal: Callable[..., Portal], tmp_path: Path
 ) -> None:
@@ -278,5 +366,5 @@ def test_provider_that_is_away_is_said_so(
         shared.url("operator"), api.url, **_settings("http://127.0.0.1:9", tmp_path)
     )
     with portal.client(None) as client:
-        assert _start(client) == "/sign-in?problem=provider"
+        assert _start(client) == "/sign-in?problem=provider&next=%2Fbatches"
         assert "did not sign you in" in client.get("/sign-in?problem=provider").text

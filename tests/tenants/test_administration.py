@@ -18,7 +18,7 @@ from lowtide.local.files import SUPERUSER
 from lowtide.tenants import audit, keys
 from lowtide.tenants import store as tenants_store
 from lowtide.tenants.audit import AuditEntry, AuditFilter, AuditLog
-from lowtide.tenants.keys import KeyFilter, KeyMark, KeyState, KeyStore
+from lowtide.tenants.keys import KeyFilter, KeyMark, KeyState, KeyStore, KeyTerms
 from lowtide.tenants.service import Administration, Tenancy, TenantChanges
 from lowtide.tenants.sign_in import Principal
 from lowtide.tenants.store import TenantStore, TenantUsageStore
@@ -145,6 +145,8 @@ def test_keys_are_filtered_and_paged(world: World, admin: Administration) -> Non
     acme = tenancy.create("acme", TenantChanges())
     for name in ("laptop", "server", "old", "gone"):
         tenancy.create_key("acme", name)
+    tenancy.create_key("acme", "soon", KeyTerms.parse(expires_in="30d"))
+    tenancy.create_key("acme", "later", KeyTerms.parse(expires_in="31d"))
     tenancy.revoke_key("acme", "gone")
     tenancy.rotate_key("acme", "server", "1h")
     tenancy.rotate_key("acme", "old", "0")
@@ -153,15 +155,27 @@ def test_keys_are_filtered_and_paged(world: World, admin: Administration) -> Non
         page, _ = admin.keys(ADMIN, KeyFilter(**filters), after=None, limit=50)
         return [each.key.name for each in page]
 
-    assert names(tenant=acme.id) == ["old", "server", "gone", "old", "server", "laptop"]
+    assert names(tenant=acme.id) == [
+        "old",
+        "server",
+        "later",
+        "soon",
+        "gone",
+        "old",
+        "server",
+        "laptop",
+    ]
     assert names() == [*names(tenant=acme.id), "default"]
-    assert names(state=KeyState.ACTIVE) == ["old", "server", "laptop", "default"]
-    assert names(state=KeyState.EXPIRING) == ["server"]
+    assert names(state=KeyState.ACTIVE) == ["old", "server", "later", "laptop", "default"]
+    assert names(state=KeyState.EXPIRING) == ["soon", "server"]
+    for state in KeyState:
+        page, _ = admin.keys(ADMIN, KeyFilter(state=state), after=None, limit=50)
+        assert {each.state for each in page} == {state}
     assert names(state=KeyState.EXPIRED, tenant=acme.id) == ["old"]
     assert names(state=KeyState.REVOKED) == ["gone"]
     assert names(text="lap") == ["laptop"]
     assert names(text="lt_000000", tenant=TenantId(new_id())) == []
-    assert len(names(text="lt_000000")) == 6
+    assert len(names(text="lt_000000")) == 8
     first, more = admin.keys(ADMIN, KeyFilter(), after=None, limit=3)
     mark = KeyMark(first[-1].key.created_at, first[-1].key.id)
     rest, end = admin.keys(ADMIN, KeyFilter(), after=mark, limit=9)
@@ -204,7 +218,8 @@ def test_audit_log_is_exported_oldest_first(
     world: World, admin: Administration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "_EXPORT_PAGE", 2)
-    for age in (7200, 5400, 1800, 900, 300, 10):
+    # The last one has taken its id late in a transaction that began early.
+    for age in (7200, 5400, 1800, 900, 300, 10, 180):
         _run(
             world,
             "INSERT INTO audit_log (actor, action, subject, at) "
@@ -223,6 +238,8 @@ def test_audit_log_is_exported_oldest_first(
     assert exported(after=entries[3].id) == entries[4:]
     assert exported(since=hour_ago, after=entries[0].id) == entries[2:]
     assert exported(after=entries[-1].id) == []
+    _run(world, "UPDATE audit_log SET at = now() - interval '130 s' WHERE subject = '10'")
+    assert [entry.subject for entry in exported(after=entries[-1].id)] == ["10", "180"]
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lowtide.core.errors import TooManyRequests, Unauthenticated, Unavailable
+from lowtide.core.ids import DEFAULT_TENANT
 from lowtide.core.scopes import Role
+from lowtide.identity.parsing import parse
 from lowtide.tenants.sign_in import (
     MAX_FAILURES,
     MAX_PLACES,
     WITHIN_SECONDS,
     Principal,
     SignInGuard,
+    TokenSignIn,
     network_of,
 )
 
@@ -163,3 +166,45 @@ def test_many_guessing_addresses_neither_lock_nor_unlock_others(guarded: Guarded
 )
 def test_attempts_of_one_network_are_counted_together(one: str, other: str, together: bool) -> None:
     assert (network_of(one) == network_of(other)) is together
+
+
+PROVIDERS = """\
+issuers:
+  - issuer: https://login.example.com
+    audience: lowtide
+    user: email
+    tenant: {claim: team, names: {search: default, ads: default}}
+    roles: {viewer: [readers, guests], admin: [bosses]}
+portal: {issuer: "https://login.example.com", client_id: portal}
+"""
+
+
+def token_sign_in(text: str) -> TokenSignIn:
+    """Return the sign-in at the provider of a file."""
+    client = parse(text).portal
+    assert client is not None
+    return TokenSignIn(client)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "holds"),
+    [
+        ("user: email", "user: sub", True),
+        ("[readers, guests]", "[guests, readers]", True),
+        ("{search: default, ads: default}", "{ads: default, search: default}", True),
+        ("[readers, guests]", "[readers]", False),
+        ("admin: [bosses]", "admin: [bosses], every_tenant: [platform]", False),
+        ("roles: {", "roles: {claim: roles, ", False),
+        ("ads: default", "ads: acme", False),
+        ("claim: team", "claim: [org, team]", False),
+        ("client_id: portal", "client_id: other", False),
+    ],
+)
+def test_session_ends_with_the_rules_that_opened_it(old: str, new: str, holds: bool) -> None:
+    client = parse(PROVIDERS).portal
+    assert client is not None
+    identity = client.issuer.identity({"sub": "7", "team": "search", "groups": ["guests"]})
+    principal = TokenSignIn(client).principal(identity, {"default": DEFAULT_TENANT})
+    assert old in PROVIDERS
+    later = token_sign_in(PROVIDERS.replace(old, new))
+    assert bool(later.holding({principal.credential})) is holds

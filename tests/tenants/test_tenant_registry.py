@@ -170,13 +170,21 @@ def test_key_has_its_scopes_and_its_end(world: World, tenancy: Tenancy) -> None:
     assert tenancy.keys("acme")[1].expires_at is None
 
 
-def test_key_moves_to_the_new_pepper_when_it_is_used(world: World, tenancy: Tenancy) -> None:
-    tenancy.create("acme", TenantChanges())
-    used, unused = tenancy.create_key("acme", "used"), tenancy.create_key("acme", "unused")
+@pytest.fixture
+def callers(world: World) -> Callable[..., Authenticator]:
+    """The authentication with a pepper, and with a previous one."""
 
-    def callers(pepper: str, previous: str = "") -> Authenticator:
+    def make(pepper: str, previous: str = "") -> Authenticator:
         return Authenticator(world.api, pepper=pepper, previous_pepper=previous, anonymous=None)
 
+    return make
+
+
+def test_key_moves_to_the_new_pepper_when_it_is_used(
+    world: World, tenancy: Tenancy, callers: Callable[..., Authenticator]
+) -> None:
+    tenancy.create("acme", TenantChanges())
+    used, unused = tenancy.create_key("acme", "used"), tenancy.create_key("acme", "unused")
     for _ in range(2):
         assert callers("next", PEPPER).caller(f"Bearer {used}").name == "used"
     assert callers("next").caller(f"Bearer {used}").name == "used"
@@ -187,6 +195,39 @@ def test_key_moves_to_the_new_pepper_when_it_is_used(world: World, tenancy: Tena
         callers("next", PEPPER).caller(f"Bearer {new_key()}")
     with pytest.raises(Unauthenticated):
         _caller(world, used)
+
+
+def test_processes_of_both_steps_of_a_rotation_know_every_key(
+    tenancy: Tenancy, callers: Callable[..., Authenticator]
+) -> None:
+    tenancy.create("acme", TenantChanges())
+    key = tenancy.create_key("acme", "laptop")
+    before, first, second = callers(PEPPER), callers(PEPPER, "next"), callers("next", PEPPER)
+    for process in (before, first, before, first):
+        assert process.caller(f"Bearer {key}").name == "laptop"
+    for process in (second, first, first, second, first, second):
+        assert process.caller(f"Bearer {key}").name == "laptop"
+    assert callers("next").caller(f"Bearer {key}").name == "laptop"
+
+
+def test_key_that_is_just_moved_is_found(
+    tenancy: Tenancy, callers: Callable[..., Authenticator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenancy.create("acme", TenantChanges())
+    key = tenancy.create_key("acme", "laptop")
+    find = Authenticator._with_hash
+    names: list[str] = []
+
+    def find_while_another_does(self: Authenticator, hashed: bytes) -> Any:
+        row = find(self, hashed)
+        if not names:
+            names.append("")
+            names.append(callers("next", PEPPER).caller(f"Bearer {key}").name)
+        return row
+
+    monkeypatch.setattr(Authenticator, "_with_hash", find_while_another_does)
+    names.append(callers("next", PEPPER).caller(f"Bearer {key}").name)
+    assert names == ["", "laptop", "laptop"]
 
 
 def test_admin_includes_every_scope(world: World, tenancy: Tenancy) -> None:
