@@ -231,7 +231,7 @@ class Reader:
         return next((one.id for one in page if one.status in FINAL and one.id in found), "")
 
     def _running_batch(self) -> str:
-        return self.stack.submit(self.stack.upload(chat_file(10_000)))
+        return self.stack.submit(self.stack.upload(chat_file(50_000)))
 
     def _dead_letter(self) -> str:
         page = json.loads(self._lowtide("dead-letters", "list", "--state", "open", "--json"))
