@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -64,17 +64,19 @@ def test_secrets_have_the_keys_that_manifests_reference(tmp_path: Path) -> None:
         assert all(value for _, _, value in pairs)
         written[secret] = {key for key, _, _ in pairs}
     references = {
-        (reference["name"], reference["key"])
+        (reference["name"], reference["key"], bool(reference.get("optional")))
         for folder in ("knative/base", "keda")
         for document in rendered(folder)
         for reference in _key_references(document)
         if reference["name"] in written
     }
-    assert references
-    assert {name: {key for of, key in references if of == name} for name in written} == written
+    for name, keys in written.items():
+        required = {key for of, key, is_optional in references if of == name and not is_optional}
+        assert required
+        assert required <= keys <= {key for of, key, _ in references if of == name}
 
 
-def _key_references(value: object) -> Iterator[dict[str, str]]:
+def _key_references(value: object) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         if {"name", "key"} <= set(value) and isinstance(value["key"], str):
             yield value

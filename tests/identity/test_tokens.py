@@ -242,7 +242,7 @@ ATTACKS: dict[str, tuple[Callable[[Provider], str], str]] = {
     ),
     "no JSON": (lambda _: "e30.bm90IGpzb24.eA", "it is damaged"),
     "deep JSON": (
-        lambda _: f"{part(b'[' * 4000 + b']' * 4000)}.e30.eA",
+        lambda _: f"{part(b'[' * 2500 + b']' * 2500)}.e30.eA",
         "it is damaged",
     ),
     "a list": (lambda p: f"{part(['RS256'])}.{part(p.claims())}.eA", "it is damaged"),
