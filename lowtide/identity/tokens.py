@@ -30,6 +30,7 @@ _REASONS: Final[Mapping[type[jwt.PyJWTError], str]] = {
     jwt.InvalidKeyError: "its key is too short",
 }
 _REQUIRED: Final = ("iss", "aud", "exp", "sub")
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class TokenVerifier:
@@ -87,8 +88,7 @@ def _unverified(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the header and the claims, which only say what to verify; raises Unauthenticated."""
     try:
         header, claims, _ = (base64url_decode(part) for part in token.split("."))
-        decode = msgspec.json.Decoder(dict[str, Any]).decode
-        return decode(header), decode(claims)
+        return _decode(header), _decode(claims)
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise refused("it is damaged") from error
 

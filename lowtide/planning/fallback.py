@@ -59,9 +59,10 @@ def fall_back(
         if source in states and target in states and plans[source].at_risk
     ]
     for source, target in pairs:
-        host = hosts.setdefault(target, _Host(states[target], plans[target], capacities[target]))
+        if target not in hosts:
+            hosts[target] = _Host(states[target], plans[target], capacities[target])
         if plans[source].risk is not Reason.DEADLINE_BOUND:
-            host.waiting.append(states[source])
+            hosts[target].waiting.append(states[source])
     for source, target in pairs:
         state, host = states[source], hosts[target]
         promises = plans[source].risk is Reason.DEADLINE_BOUND
@@ -112,7 +113,6 @@ class _Host:
 
     def due(self, source: SchedulerState) -> dict[BatchId, int]:
         """Return how many requests of a source, up to each batch's deadline, cannot wait longer."""
-        last = None
         if Pool.SPOT in source.idle:
             last = max((batch.deadline for batch in source.batches), default=None)
         else:
