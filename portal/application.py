@@ -122,15 +122,15 @@ def build(watching: Watching, lowtide: App) -> None:
 
 
 def _single_sign_on(lowtide: App) -> SingleSignOn | None:
-    if lowtide.issuers is None or lowtide.issuers.portal is None or lowtide.token_sign_in is None:
+    sign_in = lowtide.token_sign_in
+    if sign_in is None:
         return None
     from portal.single_sign_on import SingleSignOn
 
     settings = lowtide.settings
     return SingleSignOn(
-        lowtide.issuers.portal,
+        sign_in,
         settings.oidc_client_secret.get_secret_value(),
-        lowtide.token_sign_in,
         session_seconds=settings.portal_session_seconds,
     )
 

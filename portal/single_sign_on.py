@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastapi import Request, Response
 
     from lowtide.core.ids import TenantId
-    from lowtide.identity.model import Claims, Issuer, PortalClient
+    from lowtide.identity.model import Claims, Issuer
     from lowtide.tenants.sign_in import Principal, TokenSignIn
 
 
@@ -42,12 +42,10 @@ _log: Final = logging.getLogger(__name__)
 
 
 class SingleSignOn:
-    """Sign-in of people by an identity provider, which knows the portal as `client`."""
+    """Sign-in of people by an identity provider; `secret` is the portal's there, empty without one."""
 
-    def __init__(
-        self, client: PortalClient, secret: str, sign_in: TokenSignIn, *, session_seconds: int
-    ) -> None:
-        self._client = client
+    def __init__(self, sign_in: TokenSignIn, secret: str, *, session_seconds: int) -> None:
+        self._client = client = sign_in.client
         self._sign_in = sign_in
         self._session_seconds = session_seconds
         # An ID token is for the client, a token of the API is not.

@@ -147,6 +147,7 @@ class TokenSignIn:
     needs_database = False
 
     def __init__(self, client: PortalClient) -> None:
+        self.client = client
         rules = hashlib.sha256(client.issuer.mapping.encode()).hexdigest()[:16]
         self._credential = f"oidc {client.issuer.url} {client.client_id} {rules}"
 

@@ -293,7 +293,7 @@ class SigningIn:
             roles=RoleRule(members={Role.VIEWER: frozenset({"readers"})}),
         )
         client = PortalClient(issuer, "lowtide-portal", ("openid",))
-        self._single_sign_on = SingleSignOn(client, "", TokenSignIn(client), session_seconds=3600)
+        self._single_sign_on = SingleSignOn(TokenSignIn(client), "", session_seconds=3600)
 
     def finish(self, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[str, dict[str, Any]]:
         """Return where a person with this token is sent, and the session."""
