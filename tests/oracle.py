@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     ResponseCheck = Callable[["InputLine", Any], None]
 
@@ -251,18 +251,26 @@ def check_causes(failed: Sequence[Outcome], excused: Callable[[Outcome], bool]) 
 
 
 def check_single_lease(
-    executions: Sequence[Execution], leases: Sequence[LeaseSample], *, slack: float = 1.0
+    executions: Sequence[Execution],
+    leases: Sequence[LeaseSample],
+    *,
+    revoked: Collection[str] = (),
+    slack: float = 1.0,
 ) -> None:
     """Assert that no request ran in two workers while the first one's lease was valid.
 
     A worker that lost its lease may continue for a moment without effect. A lease was valid during an
     overlap if it was sampled before and after it and had not expired. `slack` is in seconds.
+    Requests in `revoked`, by marker, are exempt: their worker keeps its lease, and learns of the
+    revocation when it settles them.
     """
     by_pid: dict[int, list[LeaseSample]] = {}
     for sample in leases:
         by_pid.setdefault(sample.pid, []).append(sample)
     by_marker: dict[str, list[Execution]] = {}
     for one in sorted(executions, key=lambda each: each.began):
+        if one.marker in revoked:
+            continue
         by_marker.setdefault(one.marker, []).append(one)
     for runs in by_marker.values():
         for number, first in enumerate(runs):

@@ -230,6 +230,7 @@ def test_overlap_is_reported_only_under_valid_lease(
         return
     with pytest.raises(AssertionError, match="side by side"):
         oracle.check_single_lease([second, first], leases)
+    oracle.check_single_lease([second, first], leases, revoked={"t/1/1"})
 
 
 def test_hot_loop_of_deliveries_is_reported() -> None:

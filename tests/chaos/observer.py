@@ -25,6 +25,10 @@ SELECT id::text AS lease, split_part(name, '/', 2)::integer AS pid,
   extract(epoch FROM clock_timestamp())::float8 AS at, extract(epoch FROM expires_at)::float8 AS ends
 FROM workers
 """
+_REVOKED = """
+SELECT DISTINCT 'batch_' || replace(batch_id::text, '-', ''), line FROM request_events
+WHERE kind = 'revoked'
+"""
 _EVENTS = """
 SELECT coalesce(sum(n_tup_ins + n_tup_upd), 0)::bigint FROM pg_stat_user_tables
 WHERE schemaname = 'local_broker'
@@ -75,6 +79,8 @@ class Observer:
         self._stack = stack
         self._findings = findings
         self.leases: list[oracle.LeaseSample] = []
+        self.revoked: set[tuple[str, int]] = set()
+        """The batch and line of each request that was revoked from its worker."""
         self.event_writes: list[tuple[float, int]] = []
         self.samples = 0
         self._stopping = threading.Event()
@@ -141,6 +147,7 @@ class Observer:
             try:
                 rows = self._stack.attempt(_LEASES)
                 self.leases += [oracle.LeaseSample(*tuple(row)) for row in rows]
+                self.revoked |= {(row[0], row[1]) for row in self._stack.attempt(_REVOKED)}
                 counted = self._stack.attempt(_EVENTS)
             except Exception:  # noqa: BLE001, S112 - the database is down or restarts
                 continue

@@ -84,7 +84,15 @@ def judge(workload: Workload, system: System, observer: Observer, findings: Find
     foreign = [one for one in executions if one.outcome == FOREIGN]
     if foreign:
         findings.report("routing", f"{len(foreign)} at another fleet's engine, first {foreign[0]}")
-    findings.hold("leases", lambda: oracle.check_single_lease(executions, observer.leases))
+    revoked = {
+        batch.requests[line - 1].marker
+        for batch in workload.all()
+        for of, line in observer.revoked
+        if of == batch.id
+    }
+    findings.hold(
+        "leases", lambda: oracle.check_single_lease(executions, observer.leases, revoked=revoked)
+    )
     findings.hold(
         "events",
         lambda: oracle.check_rate(observer.event_writes, MAX_EVENTS_PER_SECOND, "writes of events"),
