@@ -279,6 +279,7 @@ class App:
         from lowtide.scheduler.sweep import SweepStore
         from lowtide.scheduler.tick import FleetRules, Scheduler, TickRules
         from lowtide.search.indexing import SearchIndexer
+        from lowtide.tenants.quotas import QuotaStore
 
         settings = self.settings
         rules = TickRules(
@@ -295,6 +296,7 @@ class App:
             SweepStore(self.database, new_id=new_id, max_lost_leases=settings.max_lost_leases),
             PlanStore(self.database, new_id=new_id),
             RateStore(self.database),
+            QuotaStore(self.database),
             SampleRecorder(self.database),
             SearchIndexer(self.database),
             Retention(

@@ -78,9 +78,11 @@ def usage_object(usage: TenantUsage) -> types.TenantUsage:
         active_batches=limits["active_batches"],
         unfinished_requests=limits["queued_lines"],
         running_requests=limits["running_lines"],
+        enqueued_tokens=limits["enqueued_tokens"],
+        tokens_per_day=limits["tokens_per_day"],
+        spend_per_month=limits["spend_per_month"],
         month=types.MonthUse(
             since=types.unix(month.since),
-            batches=month.batches,
             requests=month.requests,
             input_tokens=month.input_tokens,
             output_tokens=month.output_tokens,

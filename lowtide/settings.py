@@ -314,6 +314,22 @@ class Settings(BaseSettings):
         ge=1,
         description="Max running requests of a new tenant. Unset: no limit.",
     )
+    tenant_enqueued_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Max estimated input tokens of a new tenant's unfinished requests. Unset: no limit.",
+    )
+    tenant_tokens_per_day: int | None = Field(
+        default=None,
+        ge=1,
+        description="Max input and output tokens of a new tenant per day in UTC. Unset: no limit.",
+    )
+    tenant_spend_per_month: int | None = Field(
+        default=None,
+        ge=1,
+        description="Max cost of a new tenant per month in UTC, in the currency of the prices. Unset: "
+        "no limit.",
+    )
     spot_price: float = Field(default=1.0, ge=0, description="Price of one spot replica per hour.")
     dedicated_price: float = Field(
         default=3.0, ge=0, description="Price of one dedicated replica per hour."

@@ -15,7 +15,7 @@ from lowtide.core.errors import Conflict
 from lowtide.core.pools import Pool
 from lowtide.planning.demand import Demand
 from lowtide.planning.reasons import Reason
-from lowtide.tenants.model import BatchUse, TenantLimits, check_room
+from lowtide.tenants.model import BatchSize, BatchUse, TenantLimits, check_room
 from lowtide.tenants.store import USE
 
 if TYPE_CHECKING:
@@ -150,13 +150,15 @@ _LOCK_CAPACITY = text("SELECT pg_advisory_xact_lock(hashtext('lowtide.admission'
 _IS_RETRY = text("""
 SELECT EXISTS (SELECT 1 FROM batches WHERE tenant_id = :tenant AND idempotency_key = :key)
 """)
-_USE = text(USE)
+_USE = text(f"""
+SELECT open.*, q.tokens AS tokens_today, q.spend FROM ({USE}) open, quota_use(:tenant) q
+""")  # noqa: S608
 
 
 def admit_batch(
-    connection: Connection, batch: NewBatch, lines: int, policy: AdmissionPolicy | None
+    connection: Connection, batch: NewBatch, size: BatchSize, policy: AdmissionPolicy | None
 ) -> Reason | None:
-    """Return the reason for which a batch of `lines` requests is at risk from the start.
+    """Return the reason for which a batch of this size is at risk from the start.
 
     It is None if the batch is not, or without a policy. Raises TooManyRequests or InvalidRequest if
     the tenant's limits leave no room, and the policy's errors; a retry with the same idempotency key
@@ -170,12 +172,11 @@ def admit_batch(
         if connection.execute(_IS_RETRY, parameters).scalar_one():
             return None
     if row is not None:
-        limits = TenantLimits(active_batches=row.active_batches, queued_lines=row.queued_lines)
-        usage = connection.execute(_USE, {"tenant": batch.tenant}).one()
-        check_room(limits, BatchUse(usage.batches, usage.lines), lines)
+        _check_room(connection, batch.tenant, TenantLimits(**row._asdict()), size)
     if policy is None:
         return None
-    return policy.risk(batch.deadline, batch.placement.parts(lines), read_workloads(connection))
+    parts = batch.placement.parts(size.lines)
+    return policy.risk(batch.deadline, parts, read_workloads(connection))
 
 
 def admit_requests(
@@ -183,6 +184,7 @@ def admit_requests(
     tenant: TenantId,
     deadline: datetime,
     parts: Mapping[str, int],
+    tokens: int,
     policy: AdmissionPolicy,
 ) -> Reason | None:
     """Admit the requests of a batch that was created without them, as `admit_batch` does.
@@ -193,7 +195,15 @@ def admit_requests(
     if policy.strict:
         connection.execute(_LOCK_CAPACITY)
     if row is not None:
-        usage = connection.execute(_USE, {"tenant": tenant}).one()
-        limits = TenantLimits(queued_lines=row.queued_lines)
-        check_room(limits, BatchUse(usage.batches, usage.lines), sum(parts.values()))
+        # The batch is active already, and its creation met the quotas.
+        limits = TenantLimits(queued_lines=row.queued_lines, enqueued_tokens=row.enqueued_tokens)
+        _check_room(connection, tenant, limits, BatchSize(sum(parts.values()), tokens))
     return policy.risk(deadline, parts, read_workloads(connection))
+
+
+def _check_room(
+    connection: Connection, tenant: TenantId, limits: TenantLimits, size: BatchSize
+) -> None:
+    used = connection.execute(_USE, {"tenant": tenant}).one()
+    use = BatchUse(used.batches, used.lines, used.tokens, used.tokens_today, used.spend)
+    check_room(limits, use, size)

@@ -53,7 +53,10 @@ def read_workloads(connection: Connection) -> Workloads:
         {
             fleet: Workload(
                 at=at,
-                work=tuple(_open_work(row) for row in rows if row.lines is not None),
+                work=tuple(
+                    _open_work(row) for row in rows if row.lines is not None and not row.held
+                ),
+                held=frozenset(row.deadline for row in rows if row.held),
                 workers=workers.get(fleet, {}),
                 rates=rates.get(fleet, {}),
                 concurrency={

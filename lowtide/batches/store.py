@@ -27,11 +27,12 @@ from lowtide.core.pools import Cost, Pool
 from lowtide.database.connections import acting_for
 from lowtide.events.outbox import add_event, trace_columns, trace_of
 from lowtide.files.lines import Problem
-from lowtide.files.model import object_key
+from lowtide.files.model import estimate_tokens, object_key
 from lowtide.files.store import file_not_found
 from lowtide.objects.data_keys import add_key
 from lowtide.planning.reasons import Bound, Reason, Risk
 from lowtide.tenants.audit import note
+from lowtide.tenants.model import BatchSize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from lowtide.batches.admission import AdmissionPolicy
     from lowtide.events.model import Event
+    from lowtide.files.model import StoredFile
     from lowtide.fleets.placement import BatchPart
 
 
@@ -53,7 +55,7 @@ ORDER BY id DESC LIMIT :limit
 """)
 # FOR KEY SHARE: the file cannot be deleted before this batch exists and protects it.
 _INPUT = text("""
-SELECT object_key, lines, (
+SELECT object_key, lines, bytes, (
   SELECT zero_retention FROM tenants WHERE id = files.tenant_id) AS zero_retention
 FROM files WHERE id = :id AND purpose = 'batch' FOR KEY SHARE
 """)
@@ -61,7 +63,7 @@ _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
   created_at, deadline, at_risk, risk_reason, risk_since, metadata, output_expires_after, idempotency_key,
   idempotency_digest, traceparent, tracestate, start_pool, spot_price, dedicated_price, currency,
-  input_url, output_url, export_state, export_next_at, zero_retention, fleet)
+  input_url, output_url, export_state, export_next_at, zero_retention, fleet, enqueued_tokens)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
   :created_at, :deadline, cast(:risk AS text) IS NOT NULL, :risk,
   CASE WHEN cast(:risk AS text) IS NOT NULL THEN now() END, cast(:metadata AS jsonb),
@@ -69,7 +71,7 @@ VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_win
   :spot_price, :dedicated_price, :currency, :input_url, :output_url,
   CASE WHEN cast(:output_url AS text) IS NOT NULL THEN 'pending' END,
   CASE WHEN cast(:output_url AS text) IS NOT NULL THEN now() END,
-  :zero_retention, :fleet)
+  :zero_retention, :fleet, :tokens)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
 _ADD_PARTS = text("""
@@ -118,8 +120,8 @@ class BatchStore:
         the errors of `insert_batch`.
         """
         with acting_for(self._engine, batch.tenant) as connection:
-            key, lines = _input_of(connection, batch)
-            if insert_batch(connection, batch, key, lines, policy):
+            key, size = _input_of(connection, batch)
+            if insert_batch(connection, batch, key, size, policy):
                 add_event(connection, event)
                 if batch.actor is not None:
                     name = format_batch_id(batch.id)
@@ -188,20 +190,20 @@ class BatchStore:
         return cancelled, drained
 
 
-def _input_of(connection: Connection, batch: NewBatch) -> tuple[str, int]:
-    """Return the key and the requests of the input; an import has none yet.
+def _input_of(connection: Connection, batch: NewBatch) -> tuple[str, BatchSize]:
+    """Return the key and the size of the input; an import has none yet.
 
     Raises NotFound, and InvalidRequest for a plain file of a tenant with zero retention.
     """
     if batch.input_url is not None:
-        return object_key(batch.input_file), 0
+        return object_key(batch.input_file), BatchSize(0, 0)
     source = connection.execute(_INPUT, {"id": batch.input_file}).one_or_none()
     if source is None:
         error = file_not_found(batch.input_file)
         raise NotFound(error.message, param="input_file_id")
     if source.zero_retention and batch.data_key is None:
         raise plain_input(batch.input_file)
-    return source.object_key, source.lines
+    return source.object_key, BatchSize(source.lines, estimate_tokens(source.bytes))
 
 
 def _find_by_key(connection: Connection, tenant: TenantId, key: str | None) -> CursorResult[Any]:
@@ -218,19 +220,24 @@ def plain_input(file: FileId) -> InvalidRequest:
     )
 
 
+def size_of(file: StoredFile) -> BatchSize:
+    """Return the size of a batch of a whole file."""
+    return BatchSize(file.lines, file.estimated_tokens)
+
+
 def insert_batch(
     connection: Connection,
     batch: NewBatch,
     input_key: str,
-    lines: int,
+    size: BatchSize,
     policy: AdmissionPolicy | None = None,
 ) -> bool:
     """Record a batch in the caller's transaction; return False if its idempotency key is taken.
 
     Raises the errors of `admit_batch` if there is no room for its requests.
     """
-    risk = admit_batch(connection, batch, lines, policy)
-    parameters = _parameters(batch, input_key) | {"risk": risk}
+    risk = admit_batch(connection, batch, size, policy)
+    parameters = _parameters(batch, input_key) | {"risk": risk, "tokens": size.tokens}
     if connection.execute(_CREATE, parameters).rowcount != 1:
         return False
     if batch.data_key is not None:

@@ -119,7 +119,8 @@ class Workload:
 
     `rates` are measured, by pool and model ("" for several); `concurrency` is what the last search of
     a pool for its requests in flight found. Workers of `paused` pools finish their claims and claim
-    nothing more.
+    nothing more. `held` has the deadlines of batches that are not in `work`, since a quota of their
+    tenant is used up.
     """
 
     at: datetime
@@ -128,6 +129,7 @@ class Workload:
     rates: Mapping[tuple[Pool, str], Rate] = field(default_factory=dict)
     concurrency: Mapping[Pool, int] = field(default_factory=dict)
     paused: frozenset[Pool] = frozenset()
+    held: frozenset[datetime] = frozenset()
 
     @property
     def demand(self) -> tuple[Demand, ...]:
@@ -140,7 +142,9 @@ class Workload:
 
     def has_part_of(self, batch: Batch) -> bool:
         """Return whether some of a batch's requests are open here."""
-        return any(work.deadline == batch.deadline for work in self.work)
+        return batch.deadline in self.held or any(
+            work.deadline == batch.deadline for work in self.work
+        )
 
     def work_of(self, batch: Batch) -> OpenWork:
         """Return the open work of a batch, found by its deadline; that of a new batch is alone."""
@@ -156,6 +160,8 @@ class Workload:
         """Return the expected end of a batch; None unless in progress."""
         if batch.status is not BatchStatus.IN_PROGRESS:
             return None
+        if batch.deadline in self.held:
+            return Forecast()
         work = self.work_of(batch)
         if work.lines <= 0:
             return Forecast(self.at, self.at, self.at)

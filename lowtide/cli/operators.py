@@ -77,6 +77,27 @@ Running = Annotated[
     str | None, typer.Option(parser=_limit, metavar="N|none", help="Max requests running at once.")
 ]
 
+Enqueued = Annotated[
+    str | None,
+    typer.Option(
+        parser=_limit, metavar="N|none", help="Max estimated input tokens of unfinished requests."
+    ),
+]
+Daily = Annotated[
+    str | None,
+    typer.Option(
+        parser=_limit, metavar="N|none", help="Max input and output tokens per day in UTC."
+    ),
+]
+Monthly = Annotated[
+    str | None,
+    typer.Option(
+        parser=_limit,
+        metavar="N|none",
+        help="Max cost per month in UTC, in the currency of the prices.",
+    ),
+]
+
 Retention = Annotated[
     str | None,
     typer.Option(
@@ -115,6 +136,9 @@ def create_tenant(
     active_batches: Active = None,
     queued_requests: Queued = None,
     running_requests: Running = None,
+    enqueued_tokens: Enqueued = None,
+    tokens_per_day: Daily = None,
+    spend_per_month: Monthly = None,
     batch_retention: Retention = None,
     zero_retention: ZeroRetention = None,
     data_dir: DataDir = None,
@@ -129,6 +153,9 @@ def create_tenant(
         active_batches,
         queued_requests,
         running_requests,
+        enqueued_tokens,
+        tokens_per_day,
+        spend_per_month,
     )
     with _tenancy(data_dir) as tenancy:
         tenant = tenancy.create(name, changes)
@@ -143,6 +170,9 @@ def change_tenant(
     active_batches: Active = None,
     queued_requests: Queued = None,
     running_requests: Running = None,
+    enqueued_tokens: Enqueued = None,
+    tokens_per_day: Daily = None,
+    spend_per_month: Monthly = None,
     batch_retention: Retention = None,
     zero_retention: ZeroRetention = None,
     data_dir: DataDir = None,
@@ -157,6 +187,9 @@ def change_tenant(
         active_batches,
         queued_requests,
         running_requests,
+        enqueued_tokens,
+        tokens_per_day,
+        spend_per_month,
     )
     with _tenancy(data_dir) as tenancy:
         tenant = tenancy.change(name, changes)

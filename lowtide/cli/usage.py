@@ -31,8 +31,10 @@ def _facts(body: dict[str, Any]) -> dict[str, str]:
         "active batches": _use(body["active_batches"]),
         "unfinished requests": _use(body["unfinished_requests"]),
         "running requests": _use(body["running_requests"]),
-        "this month": f"{month['requests']:,} requests of {month['batches']:,} batches since "
-        f"{moment(month['since'])}",
+        "enqueued tokens": _use(body["enqueued_tokens"]),
+        "tokens per day": _use(body["tokens_per_day"]),
+        "spend per month": _use(body["spend_per_month"]),
+        "this month": f"{month['requests']:,} requests since {moment(month['since'])}",
         "tokens": f"{month['input_tokens']:,} input, {month['output_tokens']:,} output",
         "cost": "; ".join(map(_cost, month["costs"])) or "none",
         "paused": ", ".join(
@@ -46,10 +48,11 @@ def _place(pause: dict[str, Any]) -> str:
     return FleetPool(pause.get("fleet", DEFAULT_FLEET), Pool(pause["pool"])).label
 
 
-def _use(use: dict[str, int | None]) -> str:
+def _use(use: dict[str, float | None]) -> str:
+    used = None if use["used"] is None else f"{round(use['used'], 2):,}"
     if use["limit"] is None:
-        return "no limit" if use["used"] is None else f"{use['used']:,}, no limit"
-    return f"{use['used']:,} of {use['limit']:,}"
+        return "no limit" if used is None else f"{used}, no limit"
+    return f"{used} of {use['limit']:,}"
 
 
 def _cost(cost: dict[str, Any]) -> str:

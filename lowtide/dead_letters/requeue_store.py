@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from lowtide.batches.request_store import WITH_DATA
-from lowtide.batches.store import insert_batch
+from lowtide.batches.store import insert_batch, size_of
 from lowtide.core.ids import BatchId, format_batch_id
 from lowtide.database.connections import acting_for
 from lowtide.dead_letters.model import (
@@ -172,7 +172,7 @@ class RequeueStore:
                     return False
             for batch, file, places in moves:
                 add_expected_file(connection, file)
-                insert_batch(connection, batch, file.object_key, file.lines, policy)
+                insert_batch(connection, batch, file.object_key, size_of(file), policy)
                 old, new = format_batch_id(places[0].batch), format_batch_id(batch.id)
                 subject = f"{old}: {len(places)} requests as {new} on {batch.pool}"
                 note(connection, tenant, actor, "dead_letters.requeue", [subject])

@@ -28,6 +28,7 @@ class Factor(StrEnum):
     ENGINE_AWAY = "engine_away"
     NO_WORKERS = "no_workers"
     COLD_START = "cold_start"
+    QUOTA = "quota"
     TENANT_LIMIT = "tenant_limit"
     RETRIES = "retries"
     INTERRUPTIONS = "interruptions"
@@ -80,7 +81,8 @@ class Facts:
     `workload` and `fleet` are those of the fleet that ends its last request; `fleet_name` names that
     fleet where there are several. `depths` counts its requests in each pool of the fleet, and
     `elsewhere` those in other fleets; `delayed` of all wait for their retry. Its tenant
-    has `tenant_running` running requests of at most `limit`. `running_seconds` is the time that its
+    has `tenant_running` running requests of at most `limit`, and has used up the quota named in
+    `used_up` for that many seconds. `running_seconds` is the time that its
     results took together; `waited` is the mean time from the split until a request started, and
     `first_start` the first start. `planned_at` is the time of the scheduler's last plan, None before
     the first. `earlier` holds the requests per second of the last runs of the same user and model.
@@ -93,6 +95,7 @@ class Facts:
     delayed: int = 0
     limit: int | None = None
     tenant_running: int = 0
+    used_up: tuple[str, float] | None = None
     running_seconds: float = 0.0
     waited: float | None = None
     first_start: datetime | None = None
@@ -253,12 +256,19 @@ def _of_open(facts: Facts) -> list[Finding]:
         return [_step(facts, Factor.FINALIZING, batch.finalizing_at or batch.created_at)]
     if facts.waiting + facts.running == 0:
         return [Finding(Factor.FINALIZING, {"seconds": 0.0})]
-    found = [*_obstacles(facts), *_limits(facts)]
+    found = _quota(facts) or [*_obstacles(facts), *_limits(facts)]
     if facts.planned_at is not None:
         silence = (facts.at - facts.planned_at).total_seconds()
         if silence > SILENCE:
             found.append(Finding(Factor.SCHEDULER_LATE, {"seconds": silence}))
     return found
+
+
+def _quota(facts: Facts) -> list[Finding]:
+    if facts.used_up is None or not facts.waiting:
+        return []
+    quota, seconds = facts.used_up
+    return [Finding(Factor.QUOTA, {"quota": quota, "seconds": seconds, "waiting": facts.waiting})]
 
 
 def _step(facts: Facts, factor: Factor, since: datetime) -> Finding:

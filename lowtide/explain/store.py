@@ -41,6 +41,8 @@ SELECT
   (SELECT count(*) FROM fleets f JOIN claims c ON c.fleet = f.name
     WHERE c.pool IN ('spot', 'dedicated') AND c.tenant_id = :tenant) AS tenant_running,
   running_limit() AS max_running,
+  (SELECT json_build_array(quota, extract(epoch FROM until - now())) FROM exhausted_quotas
+    WHERE tenant_id = :tenant AND until > now() ORDER BY until DESC LIMIT 1) AS used_up,
   (SELECT max(at) FROM wanted_replicas WHERE pool = 'dedicated') AS planned_at
 """
 PART_COUNTS = """
@@ -129,6 +131,7 @@ class FactStore:
             delayed=counts.delayed,
             limit=counts.max_running,
             tenant_running=counts.tenant_running,
+            used_up=None if counts.used_up is None else tuple(counts.used_up),
             running_seconds=running_seconds,
             waited=None if starts.waited is None else max(0.0, float(starts.waited)),
             first_start=min(

@@ -124,6 +124,13 @@ def _tenant_limit(numbers: Numbers) -> str:
     return f"{limit} is reached; {_count(numbers, 'waiting')} {verb}"
 
 
+def _quota(numbers: Numbers) -> str:
+    is_daily = numbers["quota"] == "tokens_per_day"
+    what = "tokens for today are" if is_daily else "spend for this month is"
+    verb = "waits" if numbers["waiting"] == 1 else "wait"
+    return f"The tenant's {what} used up, for {_span(numbers)} more; {_count(numbers, 'waiting')} {verb}"
+
+
 def _retries(numbers: Numbers) -> str:
     verb = "waits" if numbers.get("delayed") == 1 else "wait"
     delayed = f"; {_count(numbers, 'delayed')} {verb} for the next attempt"
@@ -199,6 +206,7 @@ _WORDS: dict[Factor, Callable[[Numbers], str]] = {
     Factor.ENGINE_AWAY: _engine_away,
     Factor.NO_WORKERS: _no_workers,
     Factor.COLD_START: _cold_start,
+    Factor.QUOTA: _quota,
     Factor.TENANT_LIMIT: _tenant_limit,
     Factor.RETRIES: _retries,
     Factor.INTERRUPTIONS: _interruptions,

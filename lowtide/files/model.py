@@ -79,6 +79,11 @@ class StoredFile:
         return f'"{self.id.hex if self.sha256 is None else self.sha256.hex()}"'
 
     @property
+    def estimated_tokens(self) -> int:
+        """An estimate of its input tokens, see `estimate_tokens`."""
+        return estimate_tokens(self.size)
+
+    @property
     def zero_retention(self) -> bool:
         """True if the object is encrypted with a key that ends with the file, or its batch."""
         return data_key_of(self.object_key) is not None
@@ -91,6 +96,14 @@ def object_key(file: FileId) -> str:
 
 BYTES_A_TOKEN: Final = 4
 """English text has about four bytes per token in today's vocabularies; JSON around it has fewer."""
+
+
+def estimate_tokens(size: int) -> int:
+    """Return the input tokens of `size` bytes of requests, as if every byte were prompt.
+
+    Tokens are overestimated if requests have little text.
+    """
+    return -(-size // BYTES_A_TOKEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +137,12 @@ class FilePart:
 def estimate_file(size: int, parts: Sequence[FilePart]) -> FileEstimate:
     """Estimate a file of `size` bytes; its parts, at least one, have prices in one currency.
 
-    Every byte counts as prompt, so tokens are overestimated if requests have little text.
-
-        >>> from lowtide.core.pools import Prices
+    >>> from lowtide.core.pools import Prices
         >>> estimate_file(4000, [FilePart(7200, 2.0, Prices(1.0, 3.0, "USD"))]).dedicated
         3.0
     """
     return FileEstimate(
-        input_tokens=-(-size // BYTES_A_TOKEN),
+        input_tokens=estimate_tokens(size),
         replica_seconds=sum(part.replica_seconds for part in parts),
         spot=sum(part.prices.of_second(Pool.SPOT) * part.replica_seconds for part in parts),
         dedicated=sum(

@@ -340,18 +340,17 @@ class BatchPage(msgspec.Struct, kw_only=True):
 class LimitUse(msgspec.Struct, kw_only=True):
     """The use of a limit; `limit` is null if there is none, `used` if it is then not counted."""
 
-    used: int | None
+    used: float | None
     limit: int | None
 
 
 class MonthUse(msgspec.Struct, kw_only=True):
-    """Totals of the batches that ended since `since`, or are active; a cost for each currency.
+    """What accepted results used since `since`, to the last one; a cost for each currency.
 
     `since` is the start of the month in UTC. Costs are at the prices stored with each batch.
     """
 
     since: Seconds
-    batches: int
     requests: int
     input_tokens: int
     output_tokens: int
@@ -367,13 +366,20 @@ class PausedPool(msgspec.Struct, kw_only=True):
 
 
 class TenantUsage(msgspec.Struct, kw_only=True):
-    """A tenant's use of its limits, this month's cost, and the pools that are paused now."""
+    """A tenant's use of its limits, this month's cost, and the pools that are paused now.
+
+    Enqueued tokens are an estimate of unfinished input; days and months are in UTC, and
+    `spend_per_month` is in the currency of the prices, where there are several in the one with most.
+    """
 
     tenant: str
     requests_per_minute: LimitUse
     active_batches: LimitUse
     unfinished_requests: LimitUse
     running_requests: LimitUse
+    enqueued_tokens: LimitUse
+    tokens_per_day: LimitUse
+    spend_per_month: LimitUse
     month: MonthUse
     paused_pools: list[PausedPool]
     object: Literal["usage"] = "usage"

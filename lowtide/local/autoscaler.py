@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from lowtide.local.manifests import Fallback, ScaledObject
 
 
-_LIMIT = re.compile(r"LIMIT \d+\)")
+_LIMIT = re.compile(r"(LIMIT|most =>) \d+\)")
 
 
 def limited(query: str, limit: int) -> str:
-    """Return the query with every `LIMIT n)` set to `limit`, so that it counts no further."""
-    return _LIMIT.sub(f"LIMIT {limit})", query)
+    """Return the query with every `LIMIT n)` or `most => n)` set to `limit`: it counts no further."""
+    return _LIMIT.sub(rf"\1 {limit})", query)
 
 
 def bounded(scaler: ScaledObject, user: Mapping[str, str]) -> ScaledObject:

@@ -80,7 +80,7 @@ WHERE id = :batch AND {_WAITING}
 _RELEASE = text("UPDATE batches SET transfer_until = NULL WHERE id = :batch")
 _RECORD = text(f"""
 UPDATE batches SET imported_at = now(), nudged_at = now(), transfer_until = NULL, input_key = :key,
-  at_risk = cast(:risk AS text) IS NOT NULL, risk_reason = :risk,
+  at_risk = cast(:risk AS text) IS NOT NULL, risk_reason = :risk, enqueued_tokens = :tokens,
   risk_since = CASE WHEN cast(:risk AS text) IS NOT NULL THEN now() END
 WHERE id = :batch AND {_WAITING}
 """)  # noqa: S608
@@ -144,8 +144,14 @@ class ImportStore:
         with acting_for(self._engine, job.tenant) as connection:
             placement = place(self._fleets, file.model_counts or (), job.endpoint)
             parts = placement.parts(file.lines)
-            risk = admit_requests(connection, job.tenant, job.deadline, parts, self._policy)
-            parameters = {"batch": job.batch, "key": file.object_key, "risk": risk}
+            tokens = file.estimated_tokens
+            risk = admit_requests(connection, job.tenant, job.deadline, parts, tokens, self._policy)
+            parameters = {
+                "batch": job.batch,
+                "key": file.object_key,
+                "risk": risk,
+                "tokens": tokens,
+            }
             if connection.execute(_RECORD, parameters).rowcount != 1:
                 raise Superseded
             add_expected_file(connection, replace(file, id=job.file))

@@ -23,6 +23,7 @@ class Reason(StrEnum):
     ENGINE_AWAY = "engine_away"
     NO_DEDICATED = "no_dedicated"
     FALLBACK = "fallback"
+    QUOTA_USED_UP = "quota_used_up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ _WORDS: Final = {
     Reason.ENGINE_AWAY: "No dedicated worker has an engine",
     Reason.NO_DEDICATED: "No dedicated workers are configured",
     Reason.FALLBACK: "Another fleet can still hold the deadline",
+    Reason.QUOTA_USED_UP: "A quota of the tenant is used up until after the deadline",
 }
 
 

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from lowtide.queue.fairness import Share
 
 
-# Excludes a paused pool, whose lanes a claim would try one by one in vain (TAKE enforces the
-# pause), and models that the worker's engine lacks, whose requests it could only release.
+# Excludes a paused pool and tenants with a quota that is used up, whose lanes a claim would try one
+# by one in vain (TAKE enforces the pause, the headroom the quota), and models that the worker's
+# engine lacks, whose requests it could only release.
 LANES = """
-SELECT b.id, b.tenant_id, t.weight, t.max_running_lines AS max_running, b.at_risk,
+SELECT b.id, b.tenant_id, t.weight, t.max_running_lines AS max_running,
+  coalesce(t.max_tokens_per_day, t.max_spend_per_month) IS NOT NULL AS has_quota, b.at_risk,
   extract(epoch FROM b.deadline - now())::double precision AS due_in
 FROM tenants t CROSS JOIN LATERAL (
   SELECT b.id, b.tenant_id, b.deadline, b.at_risk FROM batches b
@@ -46,6 +48,7 @@ FROM tenants t CROSS JOIN LATERAL (
     AND coalesce(b.fleet, :fleet) = :fleet AND coalesce(b.model, '') <> ALL(cast(:without AS text[]))
   ORDER BY b.deadline LIMIT :most) b
 WHERE NOT EXISTS (SELECT FROM paused_pools WHERE fleet = :fleet AND pool = :pool)
+  AND NOT EXISTS (SELECT FROM exhausted_quotas WHERE tenant_id = t.id AND until > now())
 """
 _LANES = hot(LANES)
 LANES_A_TENANT = 100
@@ -115,7 +118,7 @@ WHERE c.lease_id = :lease AND c.claimed_at > coalesce(cast(:since AS timestamptz
 GROUP BY c.batch_id, b.id, c.claimed_at
 """)
 
-# Claims of a tenant with a limit run one at a time: two would both count the last free place.
+# Claims of a tenant with such a limit run one at a time: two would both count the last free place.
 _LOCK_TENANT = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
 _TRY_LOCK_TENANT = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 0))")
 _RUNNING = text("""
@@ -123,6 +126,11 @@ SELECT t.id, (SELECT coalesce(sum(n.running), 0)::bigint FROM fleets f CROSS JOI
     SELECT count(*) AS running FROM claims c
     WHERE c.fleet = f.name AND c.pool IN ('spot', 'dedicated') AND c.tenant_id = t.id) n) AS running
 FROM unnest(cast(:tenants AS uuid[])) AS t (id)
+""")
+
+_USED_UP = text("""
+SELECT t.id FROM unnest(cast(:tenants AS uuid[])) AS t (id)
+WHERE EXISTS (SELECT FROM used_up_quotas(t.id))
 """)
 
 _encode = msgspec.json.Encoder().encode
@@ -238,6 +246,7 @@ class Claiming:
                 row.weight,
                 row.at_risk,
                 row.max_running,
+                row.has_quota,
             )
             for row in connection.execute(_LANES, parameters)
         ]
@@ -323,24 +332,34 @@ def _claims(row: Any) -> list[Claim]:
 def _headroom(
     connection: Connection, shares: Sequence[Share], locked: set[TenantId]
 ) -> dict[TenantId, int]:
-    """Return how many more requests each tenant with a limit may have claimed.
+    """Return how many more requests each tenant with a limit or a quota may have claimed.
 
-    `locked` holds the tenants that this transaction has locked, and gets those that it locks now.
-    Once it has any, it does not wait for another, whose owner may be waiting for it: no room there.
+    It is 0 once a quota is used up. `locked` holds the tenants that this transaction has locked, and
+    gets those that it locks now. Once it has any, it does not wait for another, whose owner may be
+    waiting for it: no room there.
     """
+    closed = _used_up(connection, shares)
     limits = {
         share.tenant: share.lanes[0].max_running
         for share in shares
         if share.lanes[0].max_running is not None
     }
     if not limits:
-        return {}
+        return closed
     lock = _TRY_LOCK_TENANT if locked else _LOCK_TENANT
     for tenant in sorted(limits.keys() - locked):
         if connection.execute(lock, {"key": f"claim {tenant}"}).scalar_one() is not False:
             locked.add(tenant)
     rows = connection.execute(_RUNNING, {"tenants": list(limits)})
-    return {row.id: max(0, limits[row.id] - row.running) if row.id in locked else 0 for row in rows}
+    room = {row.id: max(0, limits[row.id] - row.running) if row.id in locked else 0 for row in rows}
+    return room | closed
+
+
+def _used_up(connection: Connection, shares: Sequence[Share]) -> dict[TenantId, int]:
+    tenants = [share.tenant for share in shares if share.lanes[0].has_quota]
+    if not tenants:
+        return {}
+    return dict.fromkeys(connection.execute(_USED_UP, {"tenants": tenants}).scalars(), 0)
 
 
 def _capped(share: Share, headroom: Mapping[TenantId, int]) -> Share:

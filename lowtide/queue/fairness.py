@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Lane:
     """The requests of one batch that wait in one pool; `left` is seconds until its deadline.
 
-    `max_running` bounds the tenant's claimed requests, over all of its lanes.
+    `max_running` bounds the tenant's claimed requests, over all of its lanes; with `has_quota`, it may
+    have used up one.
     """
 
     batch: BatchId
@@ -36,6 +37,7 @@ class Lane:
     weight: int = 1
     at_risk: bool = False
     max_running: int | None = None
+    has_quota: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,29 @@ WITH given AS MATERIALIZED (
     reasoning_tokens = t.reasoning_tokens + excluded.reasoning_tokens,
     replica_seconds = t.replica_seconds + excluded.replica_seconds,
     running_seconds = t.running_seconds + excluded.running_seconds
+), charged AS (
+  INSERT INTO usage_days AS u (tenant_id, day, currency, pool, shard, requests, input_tokens,
+    output_tokens, cost, dedicated_cost)
+  SELECT e.tenant_id, (now() AT TIME ZONE 'UTC')::date, b.currency, e.pool, :shard, sum(e.requests),
+    sum(e.input_tokens), sum(e.output_tokens),
+    sum(e.hours * CASE e.pool WHEN 'spot' THEN b.spot ELSE b.dedicated END),
+    sum(e.hours * b.dedicated)
+  FROM (
+    SELECT batch_id, fleet, pool, tenant_id, count(*) AS requests, sum(input_tokens) AS input_tokens,
+      sum(output_tokens) AS output_tokens, sum(replica_seconds) / 3600 AS hours
+    FROM ended GROUP BY batch_id, fleet, pool, tenant_id) e
+  CROSS JOIN LATERAL (
+    SELECT currency, coalesce(p.spot_price, o.spot_price) AS spot,
+      coalesce(p.dedicated_price, o.dedicated_price) AS dedicated
+    FROM batches o
+    LEFT JOIN batch_fleets p ON o.fleet IS NULL AND p.batch_id = o.id AND p.fleet = e.fleet
+    WHERE o.id = e.batch_id OFFSET 0) b
+  GROUP BY e.tenant_id, b.currency, e.pool ORDER BY e.tenant_id, b.currency, e.pool
+  ON CONFLICT (tenant_id, day, currency, pool, shard) DO UPDATE SET
+    requests = u.requests + excluded.requests,
+    input_tokens = u.input_tokens + excluded.input_tokens,
+    output_tokens = u.output_tokens + excluded.output_tokens, cost = u.cost + excluded.cost,
+    dedicated_cost = u.dedicated_cost + excluded.dedicated_cost
 )
 SELECT batch_id, count(*) AS lines, count(*) FILTER (WHERE succeeded) AS completed,
   count(*) FILTER (WHERE now() <= deadline) AS in_time
@@ -187,6 +210,8 @@ _STATUSES = text("SELECT id, status FROM batches WHERE id = ANY(:batches)")
 
 _encode = msgspec.json.Encoder().encode
 LONGEST_REASON = 1000
+_USAGE_SHARDS = 16
+"""Rows that the settling workers of a tenant share, each locked until its settlement commits."""
 
 
 class QueueStore:
@@ -303,6 +328,7 @@ class QueueStore:
             "rows": Encoded(_encode(rows)),
             "body": None if body is None else Encoded(body),
             "model_revision": self._model_revision,
+            "shard": lease.int % _USAGE_SHARDS,
         }
         return connection.execute(_FINISH, parameters).all()
 

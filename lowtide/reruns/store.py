@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import text
 
 from lowtide.batches.model import BatchStatus, data_ended
-from lowtide.batches.store import insert_batch
+from lowtide.batches.store import insert_batch, size_of
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import format_batch_id
 from lowtide.database.connections import acting_for
@@ -210,7 +210,7 @@ class RerunStore:
                     connection.rollback()
                     return False
             add_expected_file(connection, file)
-            if not insert_batch(connection, batch, file.object_key, file.lines, policy):
+            if not insert_batch(connection, batch, file.object_key, size_of(file), policy):
                 connection.rollback()
                 return False
             subject = (

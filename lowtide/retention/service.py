@@ -72,7 +72,8 @@ class Retention:
             _log.info("data.ended", extra=fields)
 
     def end_records(self) -> None:
-        """Delete the records of batches past retention."""
+        """Delete the records of batches past retention, and tenants' usage of that time."""
+        _repeat(lambda: self._store.delete_usage(self._rules.records_kept, _SET))
         deleted = _repeat(lambda: self._store.delete_records(self._rules.records_kept, _SET))
         if deleted:
             _log.info("records.ended", extra={"batches": deleted})

@@ -138,6 +138,16 @@ WHERE data_ended_at IS NOT NULL AND NOT data_deleted
 _FOLD, _DUE, _END_DATA, _GONE, _OVERDUE = map(text, (FOLD, DUE, END, GONE, OVERDUE))
 _DELETE_REQUESTS, _DELETE_EVENTS = text(DELETE_REQUESTS), text(DELETE_EVENTS)
 _DELETE_RECORDS = text(DELETE_RECORDS)
+# This month's is what budgets are measured by.
+DELETE_USAGE = """
+DELETE FROM usage_days WHERE ctid = ANY(ARRAY(
+  SELECT u.ctid FROM tenants t CROSS JOIN LATERAL (
+    SELECT ctid FROM usage_days WHERE tenant_id = t.id
+      AND day < date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(secs => :retention)
+    ORDER BY day LIMIT :limit) u
+  LIMIT :limit))
+"""
+_DELETE_USAGE = text(DELETE_USAGE)
 _NOW = text("SELECT now()")
 
 
@@ -208,6 +218,12 @@ class RetentionStore:
         parameters = {"retention": retention, "limit": limit}
         with begin(self._engine) as connection:
             return connection.execute(_DELETE_RECORDS, parameters).rowcount
+
+    def delete_usage(self, retention: float, limit: int) -> int:
+        """Delete up to `limit` rows of tenants' usage, `retention` seconds before this month."""
+        parameters = {"retention": retention, "limit": limit}
+        with begin(self._engine) as connection:
+            return connection.execute(_DELETE_USAGE, parameters).rowcount
 
     def note_empty(self, batch: BatchId) -> None:
         """Record that a batch's data is deleted."""

@@ -12,6 +12,7 @@ from lowtide.core.ids import BatchId
 from lowtide.core.pools import FleetPool, Pool
 from lowtide.database.connections import begin
 from lowtide.planning.escalation import OpenBatch
+from lowtide.planning.reasons import Reason
 from lowtide.planning.state import PlanResult, SchedulerState
 from lowtide.queue.draining import note_drained
 from lowtide.queue.store import requeue
@@ -247,12 +248,15 @@ def given(moves: Sequence[Move]) -> str:
 _LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended('plan', 0))")
 # The requests that wait for spot are those that have not ended and are nowhere else: counting them
 # takes longer the more there are. Each part of a batch is looked up by key, whatever the statistics.
+# `held` requests cannot be claimed: a quota of their tenant is used up.
 BATCHES = """
 SELECT b.id, p.fleet, b.deadline, p.model,
   greatest(0, p.split - t.ended - d.dedicated - c.running_spot - c.running_dedicated) AS spot,
   d.dedicated, c.running_spot, c.running_dedicated, p.lines - p.split AS unsplit, t.ended, t.retried,
-  b.start_pool = 'dedicated' AS pinned
-FROM batches b CROSS JOIN LATERAL (
+  b.start_pool = 'dedicated' AS pinned, x.held
+FROM batches b CROSS JOIN LATERAL (SELECT EXISTS (
+  SELECT FROM exhausted_quotas WHERE tenant_id = b.tenant_id AND until > now()) AS held) x
+CROSS JOIN LATERAL (
   SELECT fleet, model, lines, split FROM batch_parts WHERE batch_id = b.id OFFSET 0) p
 CROSS JOIN LATERAL (
   SELECT coalesce(sum(completed + failed), 0) AS ended, coalesce(sum(retried), 0) AS retried
@@ -266,7 +270,8 @@ CROSS JOIN LATERAL (
   FROM claims WHERE batch_id = b.id AND fleet = p.fleet) c
 WHERE b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
 UNION ALL
-SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, 0, 0, p.lines, 0, 0, false
+SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, 0, 0, p.lines, 0, 0, false, EXISTS (
+  SELECT FROM exhausted_quotas WHERE tenant_id = b.tenant_id AND until > now())
 FROM batches b CROSS JOIN LATERAL (
   SELECT fleet, lines FROM batch_parts WHERE batch_id = b.id OFFSET 0) p
 WHERE b.status = 'validating' AND b.deadline > now()
@@ -289,6 +294,11 @@ INSERT INTO wanted_replicas (fleet, pool, replicas, since)
 SELECT * FROM json_to_recordset(cast(:wanted AS json)) AS g (
   fleet text, pool text, replicas integer, since timestamptz[])
 ON CONFLICT (fleet, pool) DO UPDATE SET replicas = excluded.replicas, since = excluded.since, at = now()
+""")
+_UNTIL_TOO_LATE = text("""
+SELECT b.id FROM exhausted_quotas x JOIN batches b ON b.tenant_id = x.tenant_id
+WHERE x.until > now() AND x.until >= b.deadline AND b.status = 'in_progress' AND b.drained_at IS NULL
+  AND NOT b.expiring
 """)
 # In the order of ids, as everywhere else; the statement after it sees what a concurrent tick marked.
 _LOCK_RISKY = text("""
@@ -386,7 +396,8 @@ class PlanStore:
     def _mark_at_risk(self, plans: Iterable[Plan]) -> None:
         """Mark exactly these running batches at risk, in a transaction without other locks.
 
-        A batch that is at risk in several fleets gets the reason of the first.
+        A batch that is at risk in several fleets gets the reason of the first. Those of a tenant whose
+        quota is used up are in no plan.
         """
         risky: dict[BatchId, dict[str, object]] = {}
         for plan in plans:
@@ -394,17 +405,24 @@ class PlanStore:
                 mark = {"batch": batch, "reason": plan.risk, "bound": plan.bounds.get(batch)}
                 risky.setdefault(batch, mark)
         with begin(self._engine) as connection:
+            for batch in connection.execute(_UNTIL_TOO_LATE).scalars():
+                risky[BatchId(batch)] = {"batch": batch, "reason": Reason.QUOTA_USED_UP}
             connection.execute(_LOCK_RISKY, {"risky": list(risky)})
             marks = msgspec.json.encode(list(risky.values())).decode()
             connection.execute(_MARK_RISK, {"risky": marks})
 
 
 def look(connection: Connection) -> dict[str, SchedulerState]:
-    """Return the open batches and the replicas by fleet; the rates are measured elsewhere."""
+    """Return the open batches and the replicas by fleet; the rates are measured elsewhere.
+
+    Batches whose requests cannot be claimed, since a quota of their tenant is used up, are left out.
+    """
     fleets = connection.execute(_FLEETS).all()
     workers = {FleetPool(row.fleet, Pool(row.pool)): row for row in connection.execute(_WORKERS)}
     rows: dict[str, list[Any]] = {fleet.name: [] for fleet in fleets}
     for row in connection.execute(_BATCHES):
+        if row.held:
+            continue
         rows.setdefault(row.fleet, []).append(row)
     return {fleet.name: _state(fleet, rows[fleet.name], workers) for fleet in fleets}
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lowtide.scheduler.samples import SampleRecorder
     from lowtide.scheduler.sweep import SweepStore
     from lowtide.search.indexing import SearchIndexer
+    from lowtide.tenants.quotas import QuotaStore
 
 
 _log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class Scheduler:
         sweeps: SweepStore,
         plans: PlanStore,
         rates: RateStore,
+        quotas: QuotaStore,
         recorder: SampleRecorder,
         indexer: SearchIndexer,
         retention: Retention,
@@ -125,6 +127,7 @@ class Scheduler:
         self._sweeps = sweeps
         self._plans = plans
         self._rates = rates
+        self._quotas = quotas
         self._recorder = recorder
         self._indexer = indexer
         self._retention = retention
@@ -143,6 +146,8 @@ class Scheduler:
             cancel_grace=self._rules.cancel_grace, stalled_after=self._rules.stalled_after
         )
         rates = self._rates.fold()
+        with _failure_logged_as("quotas.not_noted"):
+            self._note_quotas()
         plan_result = self._replan(rates)
         self._publisher.resend()
         self._remove_orphans()
@@ -173,6 +178,10 @@ class Scheduler:
         self._end_data()
         _log_report(report)
         return report
+
+    def _note_quotas(self) -> None:
+        if used_up := self._quotas.note_used_up():
+            _log.info("quotas.used_up", extra={"quotas": used_up})
 
     def _mirror_fleets(self) -> None:
         """Record the declared fleets, once in the life of a process."""

@@ -99,7 +99,18 @@ def _of_tenants(snapshot: SystemSnapshot) -> list[GaugeMetricFamily]:
     for batch in snapshot.risky:
         left = (batch.deadline - snapshot.at).total_seconds()
         risky.add_metric([batch.tenant, format_batch_id(batch.batch)], left)
-    return [batches, at_risk, queued, running, oldest, letters, risky]
+    return [batches, at_risk, queued, running, oldest, letters, risky, _of_quotas(snapshot)]
+
+
+def _of_quotas(snapshot: SystemSnapshot) -> GaugeMetricFamily:
+    used = GaugeMetricFamily(
+        "tenant_quota_used_ratio",
+        "Used share of the tenant's quota, 1 for all of it; only tenants that have one.",
+        labels=["tenant", "quota"],
+    )
+    for use in snapshot.quotas:
+        used.add_metric([use.tenant, use.quota], use.share)
+    return used
 
 
 def _of_events(snapshot: SystemSnapshot) -> list[GaugeMetricFamily]:

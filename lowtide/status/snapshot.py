@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import BatchId, TenantId
     from lowtide.core.pools import PoolPause
     from lowtide.status.last_seen import Component, LastSeen
+    from lowtide.tenants.quotas import QuotaUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,7 @@ class SystemSnapshot:
     unfinalized: Backlog = field(default_factory=Backlog)
     events: Backlog = field(default_factory=Backlog)
     open_letters: Mapping[str, int] = field(default_factory=dict)
+    quotas: tuple[QuotaUse, ...] = ()
     letters: int = 0
     pauses: tuple[PoolPause, ...] = ()
     fleets: Mapping[str, FleetLoad] = field(default_factory=lambda: {DEFAULT_FLEET: FleetLoad()})

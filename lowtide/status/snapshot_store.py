@@ -34,6 +34,7 @@ from lowtide.status.snapshot import (
     TenantLoad,
     Totals,
 )
+from lowtide.tenants.quotas import read_shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -83,7 +84,8 @@ RECENT = """
 SELECT s.*, (SELECT name FROM tenants WHERE id = s.tenant_id) AS tenant_name
 FROM batch_states s ORDER BY s.id DESC LIMIT :limit
 """
-# A cancelled batch's requests may run on for a while. The row of a tenant without a fleet is the one
+# A cancelled batch's requests may run on for a while. Held ones wait for no worker, so that they have
+# no age. The row of a tenant without a fleet is the one
 # of all its fleets: a batch of several is one batch.
 TENANTS = f"""
 SELECT t.id, t.name, l.fleet, count(DISTINCT b.id) AS batches,
@@ -91,10 +93,12 @@ SELECT t.id, t.name, l.fleet, count(DISTINCT b.id) AS batches,
   sum(l.spot)::bigint AS spot, sum(l.dedicated)::bigint AS dedicated,
   sum(l.running_spot)::bigint AS running_spot,
   sum(l.running_dedicated)::bigint AS running_dedicated,
-  min(f.spot) AS oldest_spot, min(f.dedicated) AS oldest_dedicated
+  min(f.spot) FILTER (WHERE NOT l.held) AS oldest_spot,
+  min(f.dedicated) FILTER (WHERE NOT l.held) AS oldest_dedicated
 FROM ({BATCHES}
 UNION ALL
-SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, c.running_spot, c.running_dedicated, 0, 0, 0, false
+SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, c.running_spot, c.running_dedicated, 0, 0, 0, false,
+  false
 FROM batches b
 CROSS JOIN LATERAL (SELECT fleet FROM batch_parts WHERE batch_id = b.id OFFSET 0) p
 CROSS JOIN LATERAL (
@@ -110,9 +114,11 @@ CROSS JOIN LATERAL (SELECT
    ORDER BY available_at LIMIT 1) AS dedicated) f
 GROUP BY GROUPING SETS ((t.id, t.name), (t.id, t.name, l.fleet)) ORDER BY t.name
 """  # noqa: S608 - two constants of ours
+# Nobody on call can help a batch whose tenant has used up its quota.
 RISKY = """
 SELECT b.id, t.name, b.deadline FROM batches b JOIN tenants t ON t.id = b.tenant_id
 WHERE b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling') AND b.at_risk
+  AND b.risk_reason IS DISTINCT FROM 'quota_used_up'
 ORDER BY b.deadline LIMIT :most
 """
 # Telemetry comes from engines: a number that cannot be counts as unknown, NaN included.
@@ -164,7 +170,7 @@ class SnapshotStore:
     def read(self, *, for_metrics: bool = False) -> SystemSnapshot:
         """Return a snapshot; raises Unavailable.
 
-        Only metrics need `risky` and `open_letters`, which are empty otherwise.
+        Only metrics need `risky`, `open_letters` and `quotas`, which are empty otherwise.
         """
         return self._read(lambda connection: _snapshot(connection, for_metrics=for_metrics))
 
@@ -207,6 +213,7 @@ def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
         unfinalized=Backlog(now.unfinalized, now.unfinalized_since),
         events=Backlog(events.events, events.oldest),
         open_letters={row.name: row.letters for row in letters},
+        quotas=tuple(read_shares(connection)) if for_metrics else (),
         letters=now.letters,
         pauses=pauses,
         fleets=_fleets(now.fleets, tenants, live_workers, pauses),

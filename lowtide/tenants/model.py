@@ -82,6 +82,8 @@ def differences(before: Tenant, after: Tenant) -> Mapping[str, tuple[int | None,
 
 # The end of a batch is unknown; OpenAI's clients honour a Retry-After of up to a minute.
 _BATCH_RETRY_SECONDS = 30.0
+# A quota is used up for hours or days, unless an operator raises it.
+_QUOTA_RETRY_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,9 @@ class TenantLimits:
     """A tenant's limits; None is unlimited.
 
     Each has a column of `tenants`, named `max_` and its name, and the label of its field in forms;
-    the setting named `tenant_` and its name, if there is one, has its default.
+    the setting named `tenant_` and its name, if there is one, has its default. Enqueued tokens are
+    an estimate of unfinished input; days and months are in UTC, and `spend_per_month` counts in the
+    currency of the prices.
     """
 
     requests_per_minute: int | None = field(
@@ -98,6 +102,9 @@ class TenantLimits:
     active_batches: int | None = field(default=None, metadata={"label": "Active batches"})
     queued_lines: int | None = field(default=None, metadata={"label": "Unfinished requests"})
     running_lines: int | None = field(default=None, metadata={"label": "Running requests"})
+    enqueued_tokens: int | None = field(default=None, metadata={"label": "Enqueued tokens"})
+    tokens_per_day: int | None = field(default=None, metadata={"label": "Tokens per day"})
+    spend_per_month: int | None = field(default=None, metadata={"label": "Spend per month"})
 
 
 LIMITS: Final[Mapping[str, str]] = {
@@ -147,24 +154,31 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class BatchUse:
-    """The use of a tenant's limits by its active batches."""
+    """The use of a tenant's limits by its active batches, and of its quotas in their periods."""
 
     active_batches: int
     queued_lines: int
+    enqueued_tokens: int = 0
+    tokens_today: int = 0
+    spend_this_month: float = 0.0
 
 
-def check_room(limits: TenantLimits, use: BatchUse, lines: int) -> None:
-    """Raise TooManyRequests if one more batch of `lines` requests would exceed a limit.
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """The requests of a new batch, and an estimate of its input tokens."""
+
+    lines: int
+    tokens: int = 0
+
+
+def check_room(limits: TenantLimits, use: BatchUse, size: BatchSize) -> None:
+    """Raise TooManyRequests if one more batch of `size` would exceed a limit.
 
     Raises InvalidRequest if it would exceed a limit on its own.
     """
-    if limits.queued_lines is not None and lines > limits.queued_lines:
-        raise InvalidRequest(
-            f"The file has {lines} requests, but at most {limits.queued_lines} may be queued at "
-            "once: split the file, or ask the operator for a higher limit.",
-            param="input_file_id",
-            code="too_many_lines",
-        )
+    _check_alone(limits, size)
+    _check_quotas(limits, use)
+    lines = size.lines
     if limits.active_batches is not None and use.active_batches >= limits.active_batches:
         raise TooManyRequests(
             f"{use.active_batches} batches are active; the limit is {limits.active_batches}: "
@@ -180,4 +194,48 @@ def check_room(limits: TenantLimits, use: BatchUse, lines: int) -> None:
             param="input_file_id",
             retry_after=_BATCH_RETRY_SECONDS,
             reason="queued_lines",
+        )
+    if (most := limits.enqueued_tokens) is not None and use.enqueued_tokens + size.tokens > most:
+        raise TooManyRequests(
+            f"About {use.enqueued_tokens:,} tokens are enqueued and the file has about "
+            f"{size.tokens:,}; the limit is {most:,}: wait until some requests are finished, cancel "
+            "a batch, or ask the operator for a higher limit.",
+            param="input_file_id",
+            retry_after=_BATCH_RETRY_SECONDS,
+            reason="enqueued_tokens",
+        )
+
+
+def _check_alone(limits: TenantLimits, size: BatchSize) -> None:
+    if limits.queued_lines is not None and size.lines > limits.queued_lines:
+        raise InvalidRequest(
+            f"The file has {size.lines} requests, but at most {limits.queued_lines} may be queued at "
+            "once: split the file, or ask the operator for a higher limit.",
+            param="input_file_id",
+            code="too_many_lines",
+        )
+    if limits.enqueued_tokens is not None and size.tokens > limits.enqueued_tokens:
+        raise InvalidRequest(
+            f"The file has about {size.tokens:,} tokens, but at most {limits.enqueued_tokens:,} may be "
+            "enqueued at once: split the file, or ask the operator for a higher limit.",
+            param="input_file_id",
+            code="token_limit_exceeded",
+        )
+
+
+def _check_quotas(limits: TenantLimits, use: BatchUse) -> None:
+    if limits.tokens_per_day is not None and use.tokens_today >= limits.tokens_per_day:
+        raise TooManyRequests(
+            f"{use.tokens_today:,} tokens were used today; the limit is {limits.tokens_per_day:,} "
+            "per day: wait until 00:00 UTC, or ask the operator for a higher limit.",
+            retry_after=_QUOTA_RETRY_SECONDS,
+            reason="tokens_per_day",
+        )
+    if limits.spend_per_month is not None and use.spend_this_month >= limits.spend_per_month:
+        raise TooManyRequests(
+            f"{use.spend_this_month:,.2f} was spent this month; the limit is "
+            f"{limits.spend_per_month:,}: wait until next month, or ask the operator for a higher "
+            "limit.",
+            retry_after=_QUOTA_RETRY_SECONDS,
+            reason="spend_per_month",
         )

@@ -26,9 +26,15 @@ if TYPE_CHECKING:
 
 
 MOST = 1_000_000_000
-"""The highest limit and weight."""
+"""The highest weight, and the highest limit of anything but tokens."""
+MOST_TOKENS = 1_000_000_000_000_000
 SHORTEST_RETENTION = 3600
 """In seconds."""
+
+
+def most_of(name: str) -> int:
+    """Return the highest value of a limit, or of the weight."""
+    return MOST_TOKENS if "tokens" in name else MOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +52,10 @@ class TenantChanges:
     def apply(self, tenant: Tenant) -> Tenant:
         """Return the changed tenant; raises InvalidRequest for a number out of range."""
         for name, value in {**self.limits, "weight": self.weight}.items():
-            if value is not None and not 1 <= value <= MOST:
+            most = most_of(name)
+            if value is not None and not 1 <= value <= most:
                 raise InvalidRequest(
-                    f"{name} is {value}: it must be from 1 to {MOST:,}.", param=name
+                    f"{name} is {value}: it must be from 1 to {most:,}.", param=name
                 )
         kept = tenant.batch_retention if self.batch_retention is None else self.batch_retention
         if kept and not SHORTEST_RETENTION <= kept <= MOST:

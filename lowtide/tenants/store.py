@@ -32,16 +32,20 @@ if TYPE_CHECKING:
 
 # Before the split, the file has the number of requests.
 USE = """
-SELECT count(*) AS batches, coalesce(sum(CASE
-    WHEN b.status = 'validating' THEN f.lines
+SELECT count(*) AS batches, coalesce(sum(n.open), 0)::bigint AS lines,
+  coalesce(sum(ceil(b.enqueued_tokens * CASE WHEN b.status = 'validating' THEN 1
+    ELSE n.open::double precision / nullif(b.total, 0) END)), 0)::bigint AS tokens
+FROM batches b CROSS JOIN LATERAL (
+  SELECT coalesce(CASE
+    WHEN b.status = 'validating' THEN (SELECT lines FROM files WHERE id = b.input_file_id)
     WHEN b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
-      THEN b.total - b.tallied_completed - b.tallied_failed
-    ELSE 0 END), 0) AS lines
-FROM batch_states b LEFT JOIN files f ON f.id = b.input_file_id
+      THEN b.total - (SELECT coalesce(sum(completed + failed), 0) FROM tallies WHERE batch_id = b.id)
+    END, 0) AS open) n
 WHERE b.tenant_id = :tenant AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
 """
 # Use of the limits of a row `t` of tenants, and its tables.
-METERS = """open.batches AS active_batches, open.lines AS open_lines, held.running,
+METERS = """open.batches AS active_batches, open.lines AS open_lines, open.tokens AS enqueued_tokens,
+  held.running, quota.tokens AS tokens_today, quota.spend AS spend_this_month,
   CASE WHEN t.max_requests_per_minute IS NOT NULL THEN greatest(0, coalesce(rate.used
     - t.max_requests_per_minute * extract(epoch FROM now() - rate.at) / 60, 0)) END AS requests"""
 METERED = f"""
@@ -50,6 +54,7 @@ CROSS JOIN LATERAL (
   SELECT coalesce(sum(n.running), 0)::bigint AS running FROM fleets f CROSS JOIN LATERAL (
     SELECT count(*) AS running FROM claims
     WHERE fleet = f.name AND pool IN ('spot', 'dedicated') AND tenant_id = t.id) n) held
+CROSS JOIN LATERAL quota_use(t.id) quota
 LEFT JOIN request_rates rate ON rate.tenant_id = t.id
 """  # noqa: S608
 LIMIT_COLUMNS = {f"max_{name}": name for name in LIMITS}

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MonthUse:
-    """Totals of the batches that ended since `since`, the start of the month in UTC, or are active.
+    """What accepted results used since `since`, the start of the month in UTC, to the last one.
 
-    `costs` has one entry for each currency, at the prices stored with the batches.
+    It outlives the batches. `costs` has one entry for each currency, at the prices stored with the
+    batches.
     """
 
     since: datetime
-    batches: int
     requests: int
     input_tokens: int
     output_tokens: int
@@ -54,7 +54,7 @@ class TenantUsage:
 
     tenant: str
     limits: TenantLimits
-    used: Mapping[str, int | None]
+    used: Mapping[str, float | None]
     month: MonthUse
     paused: tuple[PausedPool, ...]
 
@@ -66,26 +66,14 @@ FROM tenants t {METERED} WHERE t.id = :tenant
 """  # noqa: S608
 _LIMITS_IN_USE = text(LIMITS_IN_USE)
 MONTH = """
-SELECT b.currency, count(*) AS batches,
-  sum(w.requests)::bigint AS requests, sum(w.input_tokens)::bigint AS input_tokens,
-  sum(w.output_tokens)::bigint AS output_tokens, sum(w.spot) AS spot,
-  sum(w.dedicated) AS dedicated, sum(w.all_dedicated) AS all_dedicated
-FROM (
-  SELECT id, fleet, spot_price, dedicated_price, currency FROM batches WHERE tenant_id = :tenant
-    AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
-  UNION ALL
-  SELECT id, fleet, spot_price, dedicated_price, currency FROM batches WHERE tenant_id = :tenant
-    AND status IN ('completed', 'failed', 'expired', 'cancelled')
-    AND coalesce(completed_at, failed_at, expired_at, cancelled_at) >= date_trunc('month', now(), 'UTC')
-) b CROSS JOIN LATERAL (
-  SELECT coalesce(sum(completed + failed), 0) AS requests,
-    coalesce(sum(input_tokens), 0) AS input_tokens,
-    coalesce(sum(output_tokens), 0) AS output_tokens,
-    coalesce(sum(cost) FILTER (WHERE pool = 'spot'), 0) AS spot,
-    coalesce(sum(cost) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated,
-    coalesce(sum(dedicated_cost), 0) AS all_dedicated
-  FROM tally_costs(b.id, b.fleet, b.spot_price, b.dedicated_price)) w
-GROUP BY b.currency
+SELECT currency, sum(requests)::bigint AS requests, sum(input_tokens)::bigint AS input_tokens,
+  sum(output_tokens)::bigint AS output_tokens,
+  coalesce(sum(cost) FILTER (WHERE pool = 'spot'), 0) AS spot,
+  coalesce(sum(cost) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated,
+  sum(dedicated_cost) AS all_dedicated
+FROM usage_days
+WHERE tenant_id = :tenant AND day >= date_trunc('month', now() AT TIME ZONE 'UTC')::date
+GROUP BY currency
 """
 _MONTH = text(MONTH)
 _PAUSED = text("SELECT fleet, pool, since FROM paused_pools ORDER BY since, fleet, pool")
@@ -115,20 +103,22 @@ class UsageStore:
         )
 
 
-def _used(row: Any) -> dict[str, int | None]:
+def _used(row: Any) -> dict[str, float | None]:
     return {
         "requests_per_minute": None if row.requests is None else round(row.requests),
         "active_batches": row.active_batches,
         # Claims of cancelling batches run, but their requests are not among the open ones.
         "queued_lines": max(int(row.open_lines), row.running),
         "running_lines": row.running,
+        "enqueued_tokens": row.enqueued_tokens,
+        "tokens_per_day": row.tokens_today,
+        "spend_per_month": row.spend_this_month,
     }
 
 
 def _month(since: datetime, rows: Sequence[Any]) -> MonthUse:
     return MonthUse(
         since=since,
-        batches=sum(row.batches for row in rows),
         requests=sum(row.requests for row in rows),
         input_tokens=sum(row.input_tokens for row in rows),
         output_tokens=sum(row.output_tokens for row in rows),

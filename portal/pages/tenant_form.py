@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nicegui import ui
@@ -10,7 +11,7 @@ from nicegui import ui
 from lowtide.core.durations import format_window, parse_span
 from lowtide.core.errors import LowtideError
 from lowtide.tenants.model import LIMITS, differences
-from lowtide.tenants.service import MOST, SHORTEST_RETENTION, TenantChanges, told
+from lowtide.tenants.service import SHORTEST_RETENTION, TenantChanges, most_of, told
 from portal.components.basics import confirm, heading
 from portal.pages.administration import name_problem, tenancy_of_principal
 from portal.services import in_thread
@@ -41,9 +42,11 @@ class TenantForm:
             self._name.set_visibility(tenant is None)
             with ui.element("div").classes("fields"):
                 weight = 1 if tenant is None else tenant.weight
-                self._weight = _figure("Weight", weight, "Share relative to other tenants")
+                self._weight = _figure(
+                    "Weight", weight, "Share relative to other tenants", "weight"
+                )
                 self._limits = {
-                    name: _figure(label, getattr(limits, name), "Empty: no limit", free=True)
+                    name: _figure(label, getattr(limits, name), "Empty: no limit", name, free=True)
                     for name, label in LIMITS.items()
                 }
                 kept = tenant.batch_retention if tenant else None
@@ -59,8 +62,10 @@ class TenantForm:
                 value=tenant is not None and tenant.zero_retention,
             )
             ui.label(
-                "Unfinished requests have no result yet; the limit covers all batches. Over the limit of "
-                "running requests, requests wait; over any other limit, the API responds with 429."
+                "Unfinished requests have no result yet; the limit covers all batches, and so does that of "
+                "enqueued tokens, an estimate of their input. Over the limit of running requests, requests "
+                "wait; over any other limit, the API responds with 429. Once the tokens of a day or the "
+                "spend of a month, both in UTC, are used up, requests wait as well."
             ).classes("muted small")
             self._problem = ui.label("").classes("banner").props("role=alert")
             self._problem.set_visibility(False)
@@ -118,13 +123,14 @@ class TenantForm:
         )
 
 
-def _figure(label: str, value: int | None, hint: str, *, free: bool = False) -> ui.input:
+def _figure(label: str, value: int | None, hint: str, name: str, *, free: bool = False) -> ui.input:
+    most = most_of(name)
     field = ui.input(
         label,
         value="" if value is None else str(value),
-        validation=_limit_problem if free else _figure_problem,
+        validation=partial(_limit_problem if free else _figure_problem, most=most),
     )
-    field.props("dense outlined inputmode=numeric maxlength=13")
+    field.props(f"dense outlined inputmode=numeric maxlength={len(f'{most:,}')}")
     field.props["hint"] = hint
     return field
 
@@ -146,13 +152,14 @@ def _retention_problem(text: str | None) -> str | None:
     return "Enter a number and a unit, such as 7d; at least 1h."
 
 
-def _limit_problem(text: str | None) -> str | None:
+def _limit_problem(text: str | None, most: int) -> str | None:
     """Return the error of a limit; an empty one is valid and means no limit."""
-    return _figure_problem(text) if (text or "").strip() else None
+    return _figure_problem(text, most) if (text or "").strip() else None
 
 
-def _figure_problem(text: str | None) -> str | None:
+def _figure_problem(text: str | None, most: int) -> str | None:
     digits = (text or "").replace(",", "").strip()
-    if digits.isascii() and digits.isdigit() and len(digits) <= 10 and 1 <= int(digits) <= MOST:
+    is_number = digits.isascii() and digits.isdigit() and len(digits) <= len(str(most))
+    if is_number and 1 <= int(digits) <= most:
         return None
-    return f"Enter a number from 1 to {MOST:,}."
+    return f"Enter a number from 1 to {most:,}."

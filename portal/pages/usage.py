@@ -120,14 +120,15 @@ class UsagePage:
             self._tenant = Rebuilt(_title)
             self._meters = Rebuilt(_meters, "figures")
             ui.label(
-                "Unfinished requests have no result yet. API requests are counted only with a limit."
+                "Unfinished requests have no result yet, and enqueued tokens are an estimate of their "
+                "input. API requests are counted only with a limit. Days and months are in UTC."
             ).classes("muted small")
         with ui.element("section").classes("card section"):
             heading("This month")
             self._since = ui.label("").classes("muted small")
             self._costs = Rebuilt(_costs, "section")
         with ui.element("div").classes("cards"):
-            names = ("Batches", "Requests", "Input tokens", "Output tokens")
+            names = ("Requests", "Input tokens", "Output tokens")
             self._totals = [StatCard(name) for name in names]
 
     def _show(self) -> None:
@@ -142,11 +143,9 @@ class UsagePage:
         self._pauses.show(tuple(pause_note(pause, now, self._zone) for pause in usage.paused))
         self._tenant.show(f"Limits of {usage.tenant}")
         self._meters.show(meters_of(usage))
-        self._since.text = (
-            f"Batches that ended since {absolute(month.since, UTC)} UTC, or are active"
-        )
+        self._since.text = f"Results accepted since {absolute(month.since, UTC)} UTC"
         self._costs.show(month.costs)
-        counts = (month.batches, month.requests, month.input_tokens, month.output_tokens)
+        counts = (month.requests, month.input_tokens, month.output_tokens)
         for card, count in zip(self._totals, counts, strict=True):
             card.show(number(count))
 

@@ -205,6 +205,7 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
             "rows": _finished(load),
             "body": None,
             "model_revision": None,
+            "shard": 1,
         },
         2500,
     ),

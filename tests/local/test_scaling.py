@@ -94,6 +94,21 @@ def fill(connection: Connection, table: str, pool: str, rows: int) -> None:
     )
 
 
+OF_BATCHES = """
+INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
+  status, created_at, deadline)
+SELECT batch_id, tenant_id, 'u', batch_id, 'k', '/v1/embeddings', '24h', 'in_progress', now(), now()
+FROM queue
+"""
+
+
+def queue_up(connection: Connection, pool: str, rows: int) -> None:
+    """Queue that many requests of a pool, each of a batch of its own, and nothing else."""
+    connection.execute(text("TRUNCATE queue, claims, batches CASCADE"))
+    fill(connection, "queue", pool, rows)
+    connection.execute(text(OF_BATCHES))
+
+
 @pytest.mark.parametrize(
     ("pool", "queued", "claimed", "value", "replicas"),
     [
@@ -121,8 +136,7 @@ def test_scaler_query_counts_queued_and_claimed_requests_of_pool(
 ) -> None:
     other = {"spot": "dedicated", "dedicated": "spot"}[pool]
     with database.connect() as connection:
-        connection.execute(text("TRUNCATE queue, claims"))
-        fill(connection, "queue", pool, queued)
+        queue_up(connection, pool, queued)
         fill(connection, "claims", pool, claimed)
     scaler = scalers[f"infer-{pool}"]
     assert scaler.read() == value
@@ -158,8 +172,7 @@ def replicas_by_policy(
     keda = scalers["infer-spot"]._engine  # with KEDA's role
     with database.connect() as connection, keda.connect() as autoscaler:
         for pool in ROWS_PER_REPLICA:
-            connection.execute(text("TRUNCATE queue, claims"))
-            fill(connection, "queue", pool, MAX_REQUESTS)
+            queue_up(connection, pool, MAX_REQUESTS)
             for _ in range(MAX_REQUESTS + 1):
                 for key, rules in policies.items():
                     if key[1] == pool:

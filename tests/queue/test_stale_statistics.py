@@ -123,7 +123,7 @@ def test_settlement_reads_few_rows_per_request(stale: Database) -> None:
          "cached_tokens": 0, "reasoning_tokens": 0}
         for line in range(1, 51)
     ]  # fmt: skip
-    parameters = {"rows": json.dumps(rows), "body": None, "model_revision": None}
+    parameters = {"rows": json.dumps(rows), "body": None, "model_revision": None, "shard": 1}
     assert rows_touched(stale, FINISH, lease=LEASE, **parameters) < 50 * 30
 
 

@@ -21,6 +21,7 @@ from lowtide.retention.store import RetentionStore
 from lowtide.scheduler.samples import SampleRecorder
 from lowtide.scheduler.tick import FleetRules, Scheduler, TickRules
 from lowtide.search.indexing import SearchIndexer
+from lowtide.tenants.quotas import QuotaStore
 from tests.fleets.single import SINGLE
 from tests.queue.test_scaler_queries import keda_replicas
 from tests.scheduler.test_pools_store import pause_store
@@ -57,6 +58,7 @@ def _scheduler(
         world.ticks,
         world.timetable,
         RateStore(world.worker),
+        QuotaStore(world.worker),
         SampleRecorder(world.worker),
         SearchIndexer(world.worker),
         Retention(

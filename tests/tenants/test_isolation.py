@@ -28,7 +28,7 @@ READABLE_BY_API = (
     "files", "batches", "requests", "queue", "claims", "results", "tallies", "request_events",
     "dead_letters", "outbox", "orphan_objects", "request_states", "batch_states", "batch_terms",
     "custom_ids", "search_backlog", "uploads", "upload_parts", "segments", "buckets",
-    "data_keys", "batch_fleets",
+    "data_keys", "batch_fleets", "usage_days", "exhausted_quotas",
 )  # fmt: skip
 # Workers do not read it; test_usage.py tests it.
 READABLE_BY_API_ALONE = "request_rates"
@@ -66,6 +66,9 @@ def _fill(world: World, tenant: TenantId) -> None:
         "INSERT INTO batch_fleets (batch_id, fleet, tenant_id, lines) VALUES (:batch, 'f', :tenant, 1)",
         batch=batch,
         tenant=tenant,
+    )
+    world.run(
+        "INSERT INTO exhausted_quotas VALUES (:tenant, 'tokens_per_day', now())", tenant=tenant
     )
     with world.database.engine("operator").begin() as connection:
         connection.execute(

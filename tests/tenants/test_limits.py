@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lowtide.core.errors import InvalidRequest, TooManyRequests
-from lowtide.tenants.model import Allowance, BatchUse, TenantLimits, check_room
+from lowtide.tenants.model import Allowance, BatchSize, BatchUse, TenantLimits, check_room
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_exceeded_allowance_reports_retry_after(per_minute: int, used: float, wa
 def test_batch_within_limits_is_accepted(
     limits: TenantLimits, use: BatchUse, requests: int
 ) -> None:
-    check_room(limits, use, requests)
+    check_room(limits, use, BatchSize(requests))
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,12 @@ def test_batch_over_limits_is_refused(
     limits: TenantLimits, use: BatchUse, requests: int, reason: str, message: str
 ) -> None:
     with pytest.raises(TooManyRequests, match=message) as refused:
-        check_room(limits, use, requests)
+        check_room(limits, use, BatchSize(requests))
     assert refused.value.reason == reason
     assert 1 <= refused.value.retry_after <= 60
 
 
 def test_file_over_queue_limit_is_invalid_request() -> None:
     with pytest.raises(InvalidRequest, match="split the file") as refused:
-        check_room(TenantLimits(queued_lines=100), BatchUse(0, 0), 101)
+        check_room(TenantLimits(queued_lines=100), BatchUse(0, 0), BatchSize(101))
     assert (refused.value.param, refused.value.code) == ("input_file_id", "too_many_lines")

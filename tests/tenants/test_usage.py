@@ -18,28 +18,20 @@ from tests.plans import plan_nodes
 if TYPE_CHECKING:
     from tests.worlds import World
 
-BATCH = """
-INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
-  status, created_at, deadline, completed_at, total, spot_price, dedicated_price, currency)
-SELECT gen_random_uuid(), :tenant, 'ana', gen_random_uuid(), 'key', '/v1/embeddings', '24h', :status,
-  now(), now(), CASE WHEN :status = 'completed' THEN
-    date_trunc('month', now(), 'UTC') + cast(:ended AS interval) END, 10, :spot, :dedicated, :currency
-FROM generate_series(1, :count)
-"""
-TALLIES = """
-INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, completed, failed, input_tokens,
-  output_tokens, replica_seconds)
-SELECT id, pool, gen_random_uuid(), tenant_id, 3, 1, 5, 7, 3600
-FROM batches, unnest(ARRAY['spot', 'spot', 'dedicated']) AS pool
+USED = """
+INSERT INTO usage_days (tenant_id, day, currency, pool, shard, requests, input_tokens, output_tokens,
+  cost, dedicated_cost)
+SELECT :tenant, (date_trunc('month', now() AT TIME ZONE 'UTC') + cast(:ago AS interval))::date
+  - n, :currency, :pool, shard, 3, 5, 7, :cost, 4
+FROM generate_series(0, :days - 1) AS n, generate_series(1, 2) AS shard
 """
 
 
-def _add(world: World, count: int = 1, **changes: Any) -> None:
+def _add(world: World, **changes: Any) -> None:
     values = {
-        "tenant": DEFAULT_TENANT, "status": "completed", "ended": "0", "spot": 1.0,
-        "dedicated": 4.0, "currency": "USD", "count": count,
+        "tenant": DEFAULT_TENANT, "ago": "0", "currency": "USD", "pool": "spot", "cost": 1.0, "days": 1,
     }  # fmt: skip
-    world.run(BATCH, **(values | changes))
+    world.run(USED, **(values | changes))
 
 
 def _run_as(world: World, role: str, sql: str, **values: Any) -> None:
@@ -53,36 +45,34 @@ def store(world: World) -> UsageStore:
     return UsageStore(world.api)
 
 
-def test_month_counts_active_and_ended_batches_at_their_stored_prices(
-    world: World, store: UsageStore
-) -> None:
+def test_month_counts_what_was_used_since_its_start(world: World, store: UsageStore) -> None:
     _add(world)
-    _add(world, spot=2.0, dedicated=5.0)
-    _add(world, status="in_progress")
-    _add(world, ended="-1 second")
+    _add(world, pool="dedicated", cost=4.0)
+    _add(world, ago="-1 day")
     _add(world, tenant=world.tenant("other"))
-    world.run(TALLIES)
     month = store.read(DEFAULT_TENANT).month
-    assert (month.batches, month.requests) == (3, 36)
-    assert (month.input_tokens, month.output_tokens) == (45, 63)
+    assert (month.requests, month.input_tokens, month.output_tokens) == (12, 20, 28)
     (cost,) = month.costs
-    assert (cost.currency, cost.spot, cost.dedicated) == ("USD", 8.0, 13.0)
-    assert cost.all_dedicated == 39.0
+    assert (cost.currency, cost.spot, cost.dedicated) == ("USD", 2.0, 8.0)
+    assert cost.all_dedicated == 16.0
     assert month.since == world.value("SELECT date_trunc('month', now(), 'UTC')")
 
 
 def test_currencies_are_never_added(world: World, store: UsageStore) -> None:
     _add(world)
-    _add(world, currency="EUR", spot=10.0)
-    world.run(TALLIES)
-    costs = store.read(DEFAULT_TENANT).month.costs
-    assert [(cost.currency, cost.spot) for cost in costs] == [("EUR", 20.0), ("USD", 2.0)]
+    _add(world, currency="EUR", cost=10.0)
+    read = store.read(DEFAULT_TENANT)
+    assert [(cost.currency, cost.spot) for cost in read.month.costs] == [
+        ("EUR", 20.0),
+        ("USD", 2.0),
+    ]
+    assert read.used["spend_per_month"] == 20.0
 
 
 def test_tenant_without_batches_has_used_nothing(store: UsageStore) -> None:
     read = store.read(DEFAULT_TENANT)
     assert read.tenant == "default"
-    assert (read.month.batches, read.month.requests, read.month.costs) == (0, 0, ())
+    assert (read.month.requests, read.month.costs) == (0, ())
     assert set(read.used.values()) == {0, None}
     assert read.used["requests_per_minute"] is None, "not counted without a limit"
     assert read.paused == ()
@@ -109,6 +99,9 @@ def test_limits_are_shown_with_their_use(world: World, store: UsageStore) -> Non
         "active_batches": 1,
         "queued_lines": 8,
         "running_lines": claimed,
+        "enqueued_tokens": 3,
+        "tokens_per_day": 0,
+        "spend_per_month": 0,
     }
 
 
@@ -141,24 +134,16 @@ def test_tenant_reads_only_its_own_limits(world: World) -> None:
         assert (ids, rated) == ([tenant], [tenant])
 
 
-def test_month_reads_ended_batches_by_index(world: World) -> None:
-    """A year of batches of two tenants: only those of the month are read, and their tallies."""
+def test_month_reads_its_days_by_key(world: World) -> None:
     other = world.tenant("other")
     for tenant in (DEFAULT_TENANT, other):
-        _add(world, 200, tenant=tenant)
-        _add(world, 5000, tenant=tenant, ended="-40 days")
-        _add(world, 3, tenant=tenant, status="in_progress")
-    world.run(TALLIES)
+        _add(world, tenant=tenant, days=5000)
     with world.database.engine("owner").connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT").execute(
-            text("ANALYZE batches, tallies")
+            text("ANALYZE usage_days")
         )
     nodes = plan_nodes(world.database.engine("operator"), usage.MONTH, tenant=DEFAULT_TENANT)
-    assert {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} == set()
-    used = {node["Index Name"] for node in nodes if "Index Name" in node}
-    assert {"batches_ended_of_tenant", "batches_active_of_tenant", "tallies_pkey"} <= used
-    assert not [node for node in nodes if node["Node Type"] == "Sort"]
-    conditions = [
-        node["Index Cond"] for node in nodes if node.get("Index Name") == "batches_ended_of_tenant"
-    ]
-    assert all("date_trunc" in condition for condition in conditions), "bounded by the month"
+    (scan,) = [node for node in nodes if "Index Name" in node]
+    assert scan["Index Name"] == "usage_days_pkey"
+    assert "day >=" in scan["Index Cond"]
+    assert not [node for node in nodes if node["Node Type"] == "Seq Scan"]
