@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from croniter import croniter
 
+from lowtide.local.autoscaler import limits_of
 from lowtide.local.dispatcher import parse
 from lowtide.local.options import BadManifest
 
@@ -87,8 +88,8 @@ def _scaled(document: Document) -> Iterator[str]:
         if trigger.get("metricType", "AverageValue") != "AverageValue":
             yield "fallback requires AverageValue"
         target = float(metadata["targetQueryValue"])
-        limit = f"LIMIT {int(most * target)})"
-        if metadata["query"].count("LIMIT") != 2 or metadata["query"].count(limit) != 2:
+        limit = int(most * target)
+        if limits_of(metadata["query"]) != [limit, limit]:
             yield f"each part of the query must be limited to {most} x {target:g}: {limit}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from lowtide.core.pools import Pool
@@ -11,6 +10,7 @@ from lowtide.fleets import render
 from lowtide.fleets.file import default_fleet
 from lowtide.fleets.model import Fleets
 from lowtide.fleets.parsing import parse, read_file
+from lowtide.local.autoscaler import limits_of
 from lowtide.settings import PREFIX, Settings
 from manifests.overlays import ROOT
 
@@ -75,5 +75,5 @@ def _bounds(scaler: Document, pool: PoolSpec) -> Iterator[str]:
     ):
         if value != theirs:
             yield f"{field} is {value}, but {theirs} in ScaledObject {name}: set it in fleets.yaml or in the settings"
-    if set(re.findall(r"LIMIT (\d+)", metadata["query"])) != {str(limit)}:
+    if set(limits_of(metadata["query"])) != {limit}:
         yield f"the query of {name} does not stop counting at {limit}"

@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from lowtide.local.manifests import Fallback, ScaledObject
 
 
-_LIMIT = re.compile(r"(LIMIT|most =>) \d+\)")
+_LIMIT = re.compile(r"(LIMIT|most =>) (\d+)\)")
 
 
 def limited(query: str, limit: int) -> str:
     """Return the query with every `LIMIT n)` or `most => n)` set to `limit`: it counts no further."""
     return _LIMIT.sub(rf"\1 {limit})", query)
+
+
+def limits_of(query: str) -> list[int]:
+    """Return how far each part of the query counts."""
+    return [int(limit) for _, limit in _LIMIT.findall(query)]
 
 
 def bounded(scaler: ScaledObject, user: Mapping[str, str]) -> ScaledObject:

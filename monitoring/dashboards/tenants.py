@@ -68,6 +68,17 @@ def build() -> Dashboard:
             )
         )
         .with_panel(
+            graph(
+                "Used share of quotas",
+                Query(
+                    f"max by (tenant, quota) (tenant_quota_used_ratio{{{_HERE}}})",
+                    "{{tenant}}: {{quota}}",
+                ),
+                unit="percentunit",
+                alarm_from=1,
+            )
+        )
+        .with_panel(
             rows(
                 "Queued requests now",
                 f"max by (namespace, tenant, pool) (tenant_queue_depth{{{_POOL}}})",

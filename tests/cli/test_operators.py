@@ -23,6 +23,9 @@ UNLIMITED = {
     "active_batches": None,
     "queued_requests": None,
     "running_requests": None,
+    "enqueued_tokens": None,
+    "tokens_per_day": None,
+    "spend_per_month": None,
     "batch_retention": None,
     "zero_retention": False,
 }
@@ -71,6 +74,9 @@ def test_list_prints_table_by_default() -> None:
         "active batches": "none",
         "queued requests": "70000",
         "running requests": "none",
+        "enqueued tokens": "none",
+        "tokens per day": "none",
+        "spend per month": "none",
         "retention": "none",
         "zero retention": "off",
     }

@@ -12,6 +12,7 @@ from lowtide.cli.main import app
 from lowtide.core.pools import Pool
 from lowtide.fleets.parsing import ParsedFile, parse
 from lowtide.fleets.render import RenderError, render, stale, write
+from lowtide.local.autoscaler import limits_of
 from lowtide.settings import Settings
 from manifests import check, fleets
 from manifests.overlays import ROOT, label, rendered
@@ -112,8 +113,9 @@ def test_scaled_object_has_bounds_and_lane_of_its_fleet(
         spec["maxReplicaCount"],
         metadata["targetQueryValue"],
     ) == bounds
-    assert re.findall(r"LIMIT (\d+)", metadata["query"]) == [str(limit)] * 2
+    assert limits_of(metadata["query"]) == [limit] * 2
     fleet, _, pool = path.removesuffix(".yaml").partition("/")
+    assert f"waiting_requests('{fleet}', '{pool}'," in metadata["query"]
     assert set(re.findall(r"fleet = '([^']*)' AND pool = '([^']*)'", metadata["query"])) == {
         (fleet, pool)
     }

@@ -93,6 +93,12 @@ def fill(world: World, table: str, fleet: str, pool: Pool, rows: int) -> None:
         f"SELECT gen_random_uuid(), gen_random_uuid(), now(), now(), n, '{fleet}', '{pool}'{claim[1]} "
         f"FROM generate_series(1, {rows}) n",
     )
+    run(
+        world,
+        "INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, "
+        "completion_window, status, created_at, deadline) SELECT batch_id, tenant_id, 'u', batch_id, "
+        "'k', '/v1/embeddings', '24h', 'in_progress', now(), now() FROM queue ON CONFLICT DO NOTHING",
+    )
 
 
 def worker(world: World, fleet: str, pool: Pool, engine: str) -> None:

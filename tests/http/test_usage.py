@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,8 +14,9 @@ from typer.testing import CliRunner
 from werkzeug.serving import make_server
 
 from lowtide.cli.main import app
-from lowtide.core.ids import DEFAULT_TENANT
+from lowtide.core.pools import Pool
 from tests.conftest import API_KEY
+from tests.worlds import done
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,19 +38,15 @@ def _unlimited(world: World) -> Iterator[None]:
 @pytest.fixture
 def used(world: World) -> World:
     """The tenant `default` with a limit, a batch of eight requests with a cost, a paused pool."""
-    batch = world.batch(8)
+    world.batch(8)
     with world.database.engine("operator").begin() as connection:
         connection.execute(text("UPDATE tenants SET max_active_batches = 3"))
-        connection.execute(
-            text("UPDATE batches SET spot_price = 1, dedicated_price = 4, currency = 'EUR'")
-        )
         connection.execute(text("INSERT INTO paused_pools VALUES ('dedicated', now(), 'Ada')"))
-    world.run(
-        "INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, completed, input_tokens, "
-        "output_tokens, replica_seconds) "
-        "VALUES (:batch, 'spot', gen_random_uuid(), :tenant, 2, 30, 40, 36000)",
-        batch=batch,
-        tenant=DEFAULT_TENANT,
+    world.run("UPDATE batches SET spot_price = 1, dedicated_price = 4, currency = 'EUR'")
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    claims = world.queue.claim(lease, Pool.SPOT, 2)
+    world.queue.settle(
+        lease, [replace(done(claim), replica_seconds=18_000.0) for claim in claims], []
     )
     return world
 
@@ -67,8 +65,11 @@ def test_usage_has_limits_cost_and_pauses(api: Api, used: World) -> None:
         "active_batches": {"used": 1, "limit": 3},
         "unfinished_requests": {"used": 6, "limit": None},
         "running_requests": {"used": 0, "limit": None},
+        "enqueued_tokens": {"used": 3, "limit": None},
+        "tokens_per_day": {"used": 16, "limit": None},
+        "spend_per_month": {"used": 10.0, "limit": None},
         "month": {
-            "since": since, "batches": 1, "requests": 2, "input_tokens": 30, "output_tokens": 40,
+            "since": since, "requests": 2, "input_tokens": 6, "output_tokens": 10,
             "costs": [{
                 "currency": "EUR", "spot": 10.0, "dedicated": 0.0, "total": 10.0,
                 "all_dedicated": 40.0,

@@ -105,7 +105,9 @@ def test_stale_bound_is_reported_and_rewritten(tmp_path: Path) -> None:
     assert bounds.stale(tmp_path) == ["knative/overlays/prod/scale-spot.yaml"]
     bounds.write(tmp_path)
     assert bounds.stale(tmp_path) == []
-    assert "LIMIT 300)" in (tmp_path / "knative/overlays/prod/scale-spot.yaml").read_text()
+    patch = (tmp_path / "knative/overlays/prod/scale-spot.yaml").read_text()
+    assert "most => 300)" in patch
+    assert "LIMIT 300)" in patch
     template = tmp_path / "keda/scaled-object.tmpl"
     template.write_text(template.read_text().replace("least(count(*), 1)", "least(count(*), 2)"))
     assert bounds.stale(tmp_path)[:2] == ["keda/infer-spot.yaml", "keda/infer-dedicated.yaml"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -142,7 +143,8 @@ def _new_batch(tenant: TenantId, file: FileId, key: str | None = None) -> NewBat
 
 
 def _create(world: World, tenant: TenantId, lines: int = 1, key: str | None = None) -> BatchId:
-    new = _new_batch(tenant, world.file(tenant, lines=lines).id, key)
+    """Create a batch of requests of 40 bytes, which count as ten tokens each."""
+    new = _new_batch(tenant, world.file(tenant, lines=lines, size=40 * lines).id, key)
     event = batch_event(new_id(), EventType.BATCH_CREATED, tenant, new.id)
     return world.batches.create(new, event)[0].id
 
@@ -198,13 +200,14 @@ def test_file_over_limit_is_invalid_request(world: World) -> None:
     [
         pytest.param({"active_batches": 3}, 3, id="active batches"),
         pytest.param({"queued_lines": 25}, 2, id="queued requests"),
+        pytest.param({"enqueued_tokens": 799}, 7, id="enqueued tokens"),
     ],
 )
 def test_concurrent_creations_do_not_exceed_limit(
     world: World, limits: dict[str, int], accepted: int
 ) -> None:
     tenant = _tenant(world, **limits)
-    outcomes = together(*[partial(_outcome, partial(_create, world, tenant, 10))] * 8)
+    outcomes = together(*[partial(_outcome, partial(_create, world, tenant, 10))] * 20)
     assert outcomes.count("created") == accepted
 
 
@@ -216,6 +219,63 @@ def test_creations_of_unlimited_tenant_do_not_wait(world: World) -> None:
         )
         assert connection.execute(text("SELECT * FROM lock_batch_limits()")).all() == []
         _create(world, DEFAULT_TENANT)
+
+
+def test_enqueued_tokens_are_limited(world: World) -> None:
+    """They are those of the input, whatever part of it has a result, and outlive the file."""
+    tenant = _tenant(world, enqueued_tokens=1000)
+    first = _create(world, tenant, 60)
+    with pytest.raises(
+        TooManyRequests, match="About 600 tokens are enqueued and the file has about 410"
+    ):
+        _create(world, tenant, 41)
+    assert world.split(first, 60)
+    world.run("DELETE FROM files")
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    claims = world.queue.claim(lease, Pool.SPOT, 10)
+    with pytest.raises(TooManyRequests, match="About 600 tokens"):
+        _create(world, tenant, 41)
+    world.queue.settle(lease, [done(claim) for claim in claims], [])
+    _create(world, tenant, 50)
+    with pytest.raises(TooManyRequests, match="About 1,000 tokens"):
+        _create(world, tenant, 1)
+    world.cancel(first, tenant)
+    _create(world, tenant, 50)
+
+
+def test_file_over_token_limit_is_invalid_request(world: World) -> None:
+    tenant = _tenant(world, enqueued_tokens=1000)
+    with pytest.raises(InvalidRequest, match="about 1,010 tokens, but at most 1,000") as refused:
+        _create(world, tenant, 101)
+    assert (refused.value.param, refused.value.code) == ("input_file_id", "token_limit_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        pytest.param({"tokens_per_day": 80}, "80 tokens were used today", id="tokens"),
+        pytest.param({"spend_per_month": 10}, "10.00 was spent this month", id="spend"),
+    ],
+)
+def test_used_up_quota_refuses_batches_until_its_period_ends(
+    world: World, limits: dict[str, int], message: str
+) -> None:
+    tenant = _tenant(world, **limits)
+    batch = _create(world, tenant, 10)
+    assert world.split(batch, 10)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    results = [
+        replace(done(claim), replica_seconds=3600.0)
+        for claim in world.queue.claim(lease, Pool.SPOT, 10)
+    ]
+    world.queue.settle(lease, results[:9], [])
+    _create(world, tenant)
+    world.queue.settle(lease, results[9:], [])
+    with pytest.raises(TooManyRequests, match=message) as refused:
+        _create(world, tenant)
+    assert refused.value.reason == next(iter(limits))
+    world.run("UPDATE usage_days SET day = day - 31")
+    _create(world, tenant)
 
 
 @pytest.mark.parametrize("limits", [{"active_batches": 1}, {"queued_lines": 1}])
