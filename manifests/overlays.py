@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lowtide.local.rendering import Document
 
 ROOT = Path(__file__).resolve().parent.parent
-OVERLAYS = ("dev", "stage", "prod", "prod-gpu", "prod-fleets")
+OVERLAYS = ("dev", "stage", "prod", "prod-gpu", "prod-fleets", "prod-tls")
 # Everything that can be applied; the first two are the base and its ScaledObjects.
 KUSTOMIZATIONS = (
     "knative",

@@ -71,7 +71,7 @@ def markers() -> list[Marker]:
 
 def defined() -> set[tuple[str, str]]:
     """Return kind and name of every object that the manifests define."""
-    folders = ("knative/base", "keda", "knative/examples", FLEETS)
+    folders = ("knative/base", "keda", FLEETS, "knative/overlays/prod-tls")
     objects = [one for folder in folders for one in rendered(folder)]
     return {(one["kind"], one["metadata"]["name"]) for one in objects}
 
