@@ -76,8 +76,8 @@ fmt: $(VENV)/.dev ## Format the code and apply automatic fixes
 chaos: $(VENV)/.dev ## Break a whole stack at random, and check every invariant: SEED= FAULTS=
 	@$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),1000)
 
-bench-import: $(VENV)/.local ## Print each function's cold start: import time and memory
-	@$(BIN)/python -m bench.imports
+bench-import: $(VENV)/.local ## Print each function's cold start: import time and memory; ratios: AGAINST=checkout
+	@$(BIN)/python -m bench.imports $(if $(AGAINST),--against "$(AGAINST)" --runs 10)
 
 bench-ingest: $(VENV)/.dev ## Measure upload, validation, split and finalize against their references
 	@$(BIN)/python -m bench.ingest

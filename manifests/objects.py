@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
     from lowtide.local.rendering import Document
 
-# Created by the model's owner, if the model needs a token.
-_MODEL_SECRETS = {"lowtide-models": {"hf-token"}}
+_SECRETS = "knative/components/external-secrets"
 
 
 class Objects:
@@ -22,12 +21,14 @@ class Objects:
     def __init__(self, documents: Sequence[Document]) -> None:
         self.documents = documents
         self.templates = list(templates(documents))
-        self.secrets: dict[str, set[str]] = dict(_MODEL_SECRETS)
+        # The keys that each must have.
+        self.secrets: dict[str, set[str]] = {
+            document["spec"]["target"]["name"]: {
+                one["secretKey"] for one in document["spec"].get("data", [])
+            }
+            for document in rendered(_SECRETS)
+        }
         self.grants: list[Document] = []
-        for document in rendered("knative/examples"):
-            if document["kind"] == "ExternalSecret":
-                keys = {one["secretKey"] for one in document["spec"]["data"]}
-                self.secrets[document["spec"]["target"]["name"]] = keys
         for gateway in ("kourier", "istio"):
             self.grants += rendered(f"knative/cluster/{gateway}")
 

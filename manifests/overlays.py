@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lowtide.local.rendering import Document
 
 ROOT = Path(__file__).resolve().parent.parent
-OVERLAYS = ("dev", "stage", "prod", "prod-gpu", "prod-fleets")
+OVERLAYS = ("dev", "stage", "prod", "prod-gpu", "prod-fleets", "prod-tls")
 # Everything that can be applied; the first two are the base and its ScaledObjects.
 KUSTOMIZATIONS = (
     "knative",
@@ -19,7 +19,14 @@ KUSTOMIZATIONS = (
     *(f"knative/overlays/{name}" for name in OVERLAYS),
     "knative/cluster/kourier",
     "knative/cluster/istio",
-    "knative/examples",
+)
+# Outside of them: for Argo CD, for the Prometheus operator, and examples.
+_OTHERS = (
+    "monitoring/*.yaml",
+    "monitoring/*/*.yaml",
+    "argocd/*.yaml",
+    "knative/examples/*.yaml",
+    "knative/examples/*/*.yaml",
 )
 
 
@@ -29,10 +36,10 @@ def rendered(kustomization: str, root: Path = ROOT) -> list[Document]:
 
 
 def others(root: Path = ROOT) -> list[Document]:
-    """Return the objects outside all kustomizations, for Argo CD and the Prometheus operator."""
+    """Return the objects outside all kustomizations: examples, and those of other operators."""
     return [
         document
-        for pattern in ("monitoring/*.yaml", "monitoring/*/*.yaml", "argocd/*.yaml")
+        for pattern in _OTHERS
         for path in sorted(root.glob(pattern))
         for document in documents(path)
         if {"apiVersion", "kind", "metadata"} <= set(document)

@@ -96,9 +96,9 @@ def test_migration_syncs_after_prerequisites_and_before_workloads(
     path = tmp_path / source["path"]
     overlay = yaml.safe_load((path / "kustomization.yaml").read_text())
     # Argo CD runs `kustomize edit add component`.
-    overlay.setdefault("components", []).extend(source["kustomize"]["components"])
-    overlay["resources"].append("external-secrets.yaml")
-    shutil.copy(ROOT / "knative/examples/external-secrets.yaml", path)
+    overlay.setdefault("components", []).extend(
+        ["../../components/external-secrets", *source["kustomize"]["components"]]
+    )
     (path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     waves: dict[str, set[int]] = {}
     replicas: dict[str, int | None] = {}

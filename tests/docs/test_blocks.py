@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # Blocks in these languages are data; those in Lowtide's own are run or marked.
 DATA = {"json", "mermaid", "sql", "toml", "yaml"}
 # Namespaces of the pages: ours, the reader's own, and Knative's, KEDA's and the gateway's.
-NAMESPACES = {"lowtide", "monitoring", "keda", "knative-eventing"}
-FOREIGN = {"keda", "knative-eventing", "monitoring"}
+NAMESPACES = {"lowtide", "monitoring", "keda", "knative-eventing", "search"}
+FOREIGN = {"keda", "knative-eventing", "monitoring", "search"}
 ACTING = {"describe", "update", "delete", "wait", "export"}
 KN_KINDS = {
     "service": "Service",
@@ -71,7 +71,7 @@ def markers() -> list[Marker]:
 
 def defined() -> set[tuple[str, str]]:
     """Return kind and name of every object that the manifests define."""
-    folders = ("knative/base", "keda", "knative/examples", FLEETS)
+    folders = ("knative/base", "keda", FLEETS, "knative/overlays/prod-tls")
     objects = [one for folder in folders for one in rendered(folder)]
     return {(one["kind"], one["metadata"]["name"]) for one in objects}
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
 AUDIENCE = "lowtide"
@@ -42,9 +43,13 @@ def jwk(key: Private, **members: Any) -> dict[str, Any]:
 
 @dataclass
 class Provider:
-    """A server of a discovery document and of keys; `status` other than 200 is an outage."""
+    """A server of a discovery document and of keys; `status` other than 200 is an outage.
+
+    With a `bearer`, as Kubernetes' API server, it answers nobody without this token.
+    """
 
     url: str = ""
+    bearer: str = ""
     key: rsa.RSAPrivateKey = field(default_factory=lambda: KEY)
     keys: list[dict[str, Any]] = field(default_factory=list)
     discovery: dict[str, Any] = field(default_factory=dict)
@@ -102,14 +107,15 @@ class Provider:
 
 
 @contextmanager
-def providing() -> Iterator[Provider]:
-    """Run a provider."""
-    provider = Provider()
+def providing(*, bearer: str = "", certificate: ssl.SSLContext | None = None) -> Iterator[Provider]:
+    """Run a provider, over TLS with a certificate."""
+    provider = Provider(bearer=bearer)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             content = json.dumps(provider.answer(self.path)).encode()
-            self.send_response(provider.status)
+            known = self.headers["Authorization"] == f"Bearer {provider.bearer}"
+            self.send_response(provider.status if known or not provider.bearer else 401)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -118,7 +124,10 @@ def providing() -> Iterator[Provider]:
             """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    provider.url = f"http://127.0.0.1:{server.server_port}"
+    if certificate is not None:
+        server.socket = certificate.wrap_socket(server.socket, server_side=True)
+    scheme = "http" if certificate is None else "https"
+    provider.url = f"{scheme}://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

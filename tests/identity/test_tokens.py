@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import jwt
 import pytest
+import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
@@ -364,6 +366,32 @@ def test_keys_outlive_an_outage(
         assert verifier.identity(provider.token()).user == "ada"
         with pytest.raises(Unauthenticated):
             verifier.identity(provider.token(headers={"kid": "two"}))
+
+
+@pytest.mark.parametrize(("sent", "is_read"), [("of a pod\n", True), ("of another", False)])
+def test_keys_of_a_cluster_come_over_tls_for_a_token(
+    tmp_path: Path, sent: str, is_read: bool
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    (tmp_path / "token").write_text(sent)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with providing(bearer="of a pod", certificate=context) as provider:
+        keys = IssuerKeys(
+            Issuer(
+                "https://kubernetes.default.svc.cluster.local",
+                (AUDIENCE,),
+                jwks_url=f"{provider.url}/openid/v1/jwks",
+                ca_file=str(tmp_path / "ca.crt"),
+                token_file=str(tmp_path / "token"),
+            )
+        )
+        if is_read:
+            assert keys.find("one", "RS256") is not None
+        else:
+            with pytest.raises(Unavailable):
+                keys.find("one", "RS256")
 
 
 def test_provider_that_has_never_answered_is_unavailable(

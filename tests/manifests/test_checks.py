@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lowtide.local.rendering import Document
 
 GPU = "knative/overlays/prod-gpu"
+TLS = "knative/overlays/prod-tls"
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
@@ -64,6 +65,56 @@ def test_identity_component_gives_every_api_function_the_file(tmp_path: Path) ->
     issuers = parse(file["data"]["identity.yaml"])
     assert issuers.portal is not None
     assert len(issuers.all) == 2
+
+
+def test_everything_but_the_redirect_is_behind_https() -> None:
+    documents = rendered(TLS)
+    (gateway,) = [one for one in documents if one["kind"] == "Gateway"]
+    listeners = {one["name"]: one for one in gateway["spec"]["listeners"]}
+    encrypted = {name for name, one in listeners.items() if one["protocol"] == "HTTPS"}
+    sections = {
+        one["metadata"]["name"]: one["spec"]["parentRefs"][0]["sectionName"]
+        for one in documents
+        if one["kind"] == "HTTPRoute"
+    }
+    assert sections == {"redirect": "http", "lowtide": "api", "portal": "portal"}
+    assert encrypted == {"api", "portal"} == set(listeners) - {"http"}
+    (redirect,) = [one for one in documents if label(one) == "HTTPRoute/redirect"]
+    assert all("backendRefs" not in rule for rule in redirect["spec"]["rules"])
+    # cert-manager skips a listener without a hostname, and needs its annotation.
+    names = {listeners[one]["tls"]["certificateRefs"][0]["name"] for one in encrypted}
+    assert len(names) == len({listeners[one]["hostname"] for one in encrypted}) == len(encrypted)
+    (issuer,) = [one for one in documents if one["kind"] == "Issuer"]
+    annotations = gateway["metadata"]["annotations"]
+    assert annotations == {"cert-manager.io/issuer": issuer["metadata"]["name"]}
+    (config,) = [one for one in documents if label(one) == "ConfigMap/lowtide-config"]
+    assert config["data"]["LOWTIDE_API_URL"] == f"https://{listeners['api']['hostname']}"
+    assert config["data"]["LOWTIDE_PORTAL_HTTPS_ONLY"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("which", "break_it", "message"),
+    [
+        (
+            "HTTPRoute/portal",
+            lambda d: d["spec"]["parentRefs"][0].update(sectionName="https"),
+            "Gateway lowtide has no listener https",
+        ),
+        (
+            "Issuer/lowtide",
+            lambda d: d["spec"]["acme"]["solvers"][0]["http01"].update(gatewayHttpRoute={}),
+            "gatewayHttpRoute",
+        ),
+    ],
+    ids=["a route without a listener", "a field that cert-manager does not have"],
+)
+def test_mistake_around_the_gateway_is_reported(
+    which: str, break_it: Callable[[Document], Any], message: str
+) -> None:
+    documents = copy.deepcopy(rendered(TLS))
+    break_it(next(one for one in documents if label(one) == which))
+    findings = check.findings(documents)
+    assert any(message in one for one in findings), findings
 
 
 def test_every_overlay_is_checked() -> None:
