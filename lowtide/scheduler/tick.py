@@ -116,7 +116,7 @@ class Scheduler:
         retention: Retention,
         eraser: Eraser,
         objects: ObjectStore,
-        publisher: Publisher,
+        publishers: Sequence[Publisher],
         rules: TickRules,
         mirror: Callable[[], None],
     ) -> None:
@@ -130,7 +130,7 @@ class Scheduler:
         self._retention = retention
         self._eraser = eraser
         self._objects = objects
-        self._publisher = publisher
+        self._publishers = publishers
         self._rules = rules
 
     def tick(self) -> TickReport:
@@ -144,7 +144,8 @@ class Scheduler:
         )
         rates = self._rates.fold()
         plan_result = self._replan(rates)
-        self._publisher.resend()
+        for publisher in self._publishers:
+            publisher.resend()
         self._remove_orphans()
         report = TickReport(
             swept=sweep_result,

@@ -66,7 +66,7 @@ def _scheduler(
         ),
         Eraser(world.worker),
         store or ObstoreObjects("memory://"),
-        publisher,
+        [publisher],
         rules,
         lambda: FleetStore(world.worker).mirror(SINGLE),
     )
