@@ -537,6 +537,10 @@ class Settings(BaseSettings):
     portal_secret: SecretStr = Field(
         default=SecretStr(""), description="Secret that signs the portal's session cookies."
     )
+    portal_secret_previous: SecretStr = Field(
+        default=SecretStr(""),
+        description="The other secret during a rotation: cookies that are signed with it are valid, too.",
+    )
     portal_password_hash: SecretStr = Field(
         default=SecretStr(""),
         description="Hash of the operator's password, from `lowtide portal-password`, with full "
