@@ -14,9 +14,10 @@ from lowtide.core.ids import DEFAULT_TENANT
 from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 from lowtide.database.connections import acting_for
 from lowtide.events.model import EventType
-from lowtide.events.outbox import AuditOutbox
+from lowtide.events.outbox import AUDIT_DUE, DUE, AuditOutbox
 from lowtide.scheduler.pauses import PauseStore
 from lowtide.tenants.audit import AuditLog, note
+from tests.plans import plan_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -91,3 +92,19 @@ def test_who_writes_an_entry_cannot_remove_its_event(
         removed = connection.execute(text("DELETE FROM outbox")).rowcount
     assert (seen, removed) == (readable, 0)
     assert world.value("SELECT count(*) FROM outbox") == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"), [(DUE, "outbox_due"), (AUDIT_DUE, "outbox_audit_due")]
+)
+def test_events_of_each_kind_are_found_by_their_own_index(
+    world: World, statement: str, index: str
+) -> None:
+    _note(world, *map(str, range(5000)))
+    for _ in range(3):
+        world.new_batch()
+    with world.database.engine("owner").begin() as connection:
+        connection.execute(text("ANALYZE outbox"))
+    nodes = plan_nodes(world.worker, statement, limit=10, base=10.0, most=300.0, kept=86_400.0)
+    assert index in {node.get("Index Name") for node in nodes}
+    assert "Seq Scan" not in {node["Node Type"] for node in nodes}
