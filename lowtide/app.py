@@ -17,7 +17,7 @@ from lowtide.core.ids import new_id, now
 from lowtide.core.pools import FleetPool
 from lowtide.database.connections import answers, connect
 from lowtide.database.schema import check_schema
-from lowtide.events.outbox import Outbox
+from lowtide.events.outbox import AuditOutbox, Outbox
 from lowtide.events.publisher import HttpSink, NoSink, Publisher
 from lowtide.services import Services, capacity, fleets, line_limits, prices, scales, served_fleet
 from lowtide.settings import read_settings
@@ -86,7 +86,8 @@ class App:
         )
         self.tracer = self._tracer()
         self.observations = Observations(LastSeenStore(self.database), timer=time.monotonic)
-        self.publisher = self._publisher()
+        self._sink = self._event_sink()
+        self.publisher = Publisher(self._sink, Outbox(self.database), tracer=self.tracer)
         self.readiness = Readiness(lambda: check_schema(self.database))
         self.services = self._services(self.database)
         self._tenant_database = self._connect_tenants()
@@ -306,7 +307,7 @@ class App:
             ),
             Eraser(self.database),
             self.objects,
-            self.publisher,
+            (self.publisher, Publisher(self._sink, AuditOutbox(self.database), tracer=self.tracer)),
             rules,
             lambda: FleetStore(self.database).mirror(fleets(settings)),
         )
@@ -480,19 +481,16 @@ class App:
             application="lowtide portal, tenants",
         )
 
-    def _publisher(self) -> Publisher:
+    def _event_sink(self) -> EventSink:
         settings = self.settings
-        sink: EventSink
         if settings.event_sink is None and not self._name:
             # A command of an operator says nothing about the functions' broker.
-            sink = NoSink()
-        elif settings.event_sink is None:
-            sink = ObservedSink(NoSink(), self.observations, refusal="no broker is configured")
-        else:
-            source = f"/lowtide/{self._name or 'cli'}"
-            http = HttpSink(settings.event_sink, source=source, timeout=settings.event_sink_timeout)
-            sink = ObservedSink(http, self.observations, refusal="the broker did not accept it")
-        return Publisher(sink, Outbox(self.database), tracer=self.tracer)
+            return NoSink()
+        if settings.event_sink is None:
+            return ObservedSink(NoSink(), self.observations, refusal="no broker is configured")
+        source = f"/lowtide/{self._name or 'cli'}"
+        http = HttpSink(settings.event_sink, source=source, timeout=settings.event_sink_timeout)
+        return ObservedSink(http, self.observations, refusal="the broker did not accept it")
 
     def _tracer(self) -> Tracer:
         """Return the tracer that OpenTelemetry's environment variables configure."""

@@ -186,7 +186,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     database_url: SecretStr = Field(
-        default=SecretStr(""), description="PostgreSQL URL: `postgresql://user:password@host/db`."
+        default=SecretStr(""),
+        description="PostgreSQL URL: `postgresql://user:password@host/db`, with libpq's `sslmode` and "
+        "`sslrootcert`. `verify-full` is the default for another machine.",
     )
     database_pool_size: int = Field(
         default=8, ge=1, description="Max database connections per process."
@@ -550,6 +552,10 @@ class Settings(BaseSettings):
 
     portal_secret: SecretStr = Field(
         default=SecretStr(""), description="Secret that signs the portal's session cookies."
+    )
+    portal_secret_previous: SecretStr = Field(
+        default=SecretStr(""),
+        description="The other secret during a rotation: cookies that are signed with it are valid, too.",
     )
     portal_password_hash: SecretStr = Field(
         default=SecretStr(""),

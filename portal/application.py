@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from itsdangerous import TimestampSigner
 from nicegui import app, ui
+from starlette.middleware.sessions import SessionMiddleware
 
 from portal import downloads, theme
 from portal.components import shortcuts
@@ -135,8 +137,23 @@ def _single_sign_on(lowtide: App) -> SingleSignOn | None:
     )
 
 
+def _accept(previous: str, secret: str) -> None:
+    """Let the built application accept session cookies of a second secret, too.
+
+    NiceGUI and Starlette take one secret; their signer takes several, and signs with the last.
+    """
+    layer: Any = app.middleware_stack
+    while not isinstance(layer, SessionMiddleware):
+        layer = layer.app
+    layer.signer = TimestampSigner([previous, secret])
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
+    # Without a configured secret, sessions end with the process.
+    secret = settings.portal_secret.get_secret_value() or secrets.token_urlsafe(32)
+    if previous := settings.portal_secret_previous.get_secret_value():
+        app.on_startup(lambda: _accept(previous, secret))
     ui.run(
         host=settings.portal_host,
         port=settings.portal_port,
@@ -144,8 +161,7 @@ def serve(settings: Settings) -> None:
         favicon=theme.FAVICON,
         dark=None,
         language="en-US",
-        # Without a configured secret, sessions end with the process.
-        storage_secret=settings.portal_secret.get_secret_value() or secrets.token_urlsafe(32),
+        storage_secret=secret,
         session_middleware_kwargs={
             "same_site": "lax",  # a dashboard's link to a batch must carry the session
             "https_only": settings.portal_https_only,

@@ -131,6 +131,7 @@ class Operating:
 def operating(data_dir: Path | None) -> Iterator[Operating]:
     """Open the App for a command; errors within become a message and exit code 1."""
     from lowtide.app import App
+    from lowtide.database.encryption import tls_problem
     from lowtide.settings import read_settings
     from lowtide.tenants.sign_in import clean_name
 
@@ -144,7 +145,7 @@ def operating(data_dir: Path | None) -> Iterator[Operating]:
         finally:
             app.close(_CLOSE_SECONDS)
     except LowtideError as error:
-        fail(error.message)
+        fail(tls_problem(error) or error.message)
     except (ValueError, DownloadFailed) as error:
         fail(str(error))
 

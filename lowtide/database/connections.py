@@ -1,4 +1,4 @@
-"""PostgreSQL connections: TLS, pools, and transactions limited to one tenant."""
+"""PostgreSQL connections: pools, and transactions limited to one tenant."""
 
 from __future__ import annotations
 
@@ -11,67 +11,15 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from lowtide.core.errors import Unavailable
+from lowtide.database.encryption import advised, encryption
 from lowtide.database.prepared import PreparingConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from ssl import SSLContext
 
     from sqlalchemy import URL, Connection, Engine
 
     from lowtide.core.ids import TenantId
-
-
-_PARAMETERS = ("sslmode", "sslrootcert")
-# The driver's values: False is plaintext, None encrypts if the server can, True requires TLS.
-_UNVERIFIED = {"disable": False, "allow": None, "prefer": None, "require": True}
-_VERIFIED = ("verify-ca", "verify-full")
-_SYSTEM = "system"
-
-
-def encryption(url: URL) -> tuple[URL, SSLContext | bool | None]:
-    """Return the address without libpq's TLS parameters, and the driver's `ssl_context` for them.
-
-    The default is `prefer`. `require` accepts any certificate, unless `sslrootcert` names trusted
-    ones. With `system`, or in a verifying mode without `sslrootcert`, the system's certificates are
-    trusted; they sign for any host, so only `verify-full` is allowed. Raises ValueError.
-    """
-    unknown = sorted(set(url.query) - set(_PARAMETERS))
-    if unknown:
-        raise ValueError(f"unknown parameter in the database URL: {', '.join(unknown)}")
-    mode, roots = (_parameter(url, name) for name in _PARAMETERS)
-    mode = mode or ("verify-full" if roots == _SYSTEM else "prefer")
-    if mode not in (*_UNVERIFIED, *_VERIFIED):
-        modes = ", ".join([*_UNVERIFIED, *_VERIFIED])
-        raise ValueError(f"invalid sslmode={mode} in the database URL: use one of {modes}")
-    if mode == "require" and roots:
-        mode = "verify-ca"
-    if mode == "verify-ca" and roots in {"", _SYSTEM}:
-        raise ValueError("system certificates are valid for any host: use sslmode=verify-full")
-    if mode in _UNVERIFIED and roots:
-        raise ValueError(f"sslmode={mode} ignores sslrootcert: use sslmode=verify-full")
-    address = url.difference_update_query(_PARAMETERS)
-    if mode in _UNVERIFIED:
-        return address, _UNVERIFIED[mode]
-    return address, _ssl_context(roots, check_hostname=mode == "verify-full")
-
-
-def _parameter(url: URL, name: str) -> str:
-    value = url.query.get(name, "")
-    return value if isinstance(value, str) else value[-1]
-
-
-def _ssl_context(roots: str, *, check_hostname: bool) -> SSLContext:
-    import ssl
-
-    try:
-        context = ssl.create_default_context(cafile=roots if roots not in {"", _SYSTEM} else None)
-    except OSError as error:
-        raise ValueError(
-            f"sslrootcert={roots} in the database URL: {error.strerror or error}"
-        ) from error
-    context.check_hostname = check_hostname
-    return context
 
 
 _PING = text("SELECT 1")
@@ -92,10 +40,13 @@ def connect(
 ) -> Engine:
     """Return an engine for `postgresql://…`; it connects on first use.
 
-    `?sslmode=` and `sslrootcert=` are libpq's; raises ValueError for invalid values. `timeout`, in
-    seconds, applies to connecting, to waiting for a free connection and to each response of the
-    server. The server waits as long for the next statement of a transaction: a frozen process
-    would otherwise keep its locks forever, and no other worker could take over its requests.
+    `?sslmode=` and `sslrootcert=` are libpq's; raises ValueError for invalid values. Without them, a
+    server on another machine must prove its host name by a certificate.
+
+    `timeout`, in seconds, applies to connecting, to waiting for a free connection and to each
+    response of the server. The server waits as long for the next statement of a transaction: a
+    frozen process would otherwise keep its locks forever, and no other worker could take over its
+    requests.
     """
     address, tls = encryption(make_url(url))
     timeouts = {"idle_in_transaction_session_timeout": str(int(timeout * 1000))}
@@ -123,7 +74,8 @@ def engine_of(url: URL, **options: Any) -> Engine:
 
 
 def _open(_dialect: Any, _record: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    return PreparingConnection(*args, **options)
+    with advised():
+        return PreparingConnection(*args, **options)
 
 
 def _reject_closed(connection: Any, _record: Any, _proxy: Any) -> None:

@@ -25,18 +25,20 @@ class EventType(StrEnum):
     BATCH_COMPLETED = "dev.lowtide.batch.completed"
     SEGMENT_DRAINED = "dev.lowtide.segment.drained"
     EXPORT_REQUESTED = "dev.lowtide.export.requested"
+    AUDIT = "dev.lowtide.audit"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event about a batch; `id` identifies repeated deliveries.
+    """An event about a batch, or an entry of the audit log; `id` identifies repeated deliveries.
 
-    `trace` is the context of the work that caused it, which the receiver continues.
+    `tenant` is None for an action on the whole installation. `trace` is the context of the work
+    that caused it, which the receiver continues.
     """
 
     id: uuid.UUID
     type: EventType
-    tenant: TenantId
+    tenant: TenantId | None
     subject: str
     data: Mapping[str, object]
     trace: TraceContext | None = None

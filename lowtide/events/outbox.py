@@ -43,17 +43,19 @@ INSERT INTO outbox (id, tenant_id, type, subject, data, traceparent, tracestate,
 VALUES (:id, :tenant, :type, :subject, cast(:data AS jsonb), :traceparent, :tracestate,
   now() + make_interval(secs => :delay))
 """)
-# Counted before the attempt, so that one that crashes the process counts, too.
-DUE = """
+# Counted before the attempt, so that one that crashes the process counts, too. Entries of the audit
+# log are written by a trigger, and have an index of their own.
+_DUE_OF = """
 UPDATE outbox SET attempts = attempts + 1,
   next_at = now() + make_interval(secs => least(:most, :base * 2 ^ least(attempts, 16)))
 WHERE id = ANY(ARRAY(
-  SELECT id FROM outbox WHERE next_at <= now() ORDER BY next_at LIMIT :limit
+  SELECT id FROM outbox WHERE next_at <= now() AND {rows} ORDER BY next_at LIMIT :limit
   FOR UPDATE SKIP LOCKED))
 RETURNING id, type, tenant_id, subject, data, traceparent, tracestate, attempts,
   created_at < now() - make_interval(secs => :kept) AS is_old
 """
-_DUE = text(DUE)
+DUE = _DUE_OF.format(rows="type <> 'dev.lowtide.audit'")
+AUDIT_DUE = _DUE_OF.format(rows="type = 'dev.lowtide.audit'")
 _FORGET = text("DELETE FROM outbox WHERE id = :id")
 _FORGET_ALL = text("DELETE FROM outbox WHERE id = ANY(:ids)")
 _log = logging.getLogger(__name__)
@@ -78,6 +80,8 @@ def add_event(connection: Connection, event: Event, *, delay: float = OWN_ATTEMP
 class Outbox:
     """The outbox: of all tenants for a worker role, of the event's tenant for the API role."""
 
+    _due = text(DUE)
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
@@ -85,7 +89,7 @@ class Outbox:
         """Return up to `limit` events to be sent now, and schedule their next attempts.
 
         An event that was not accepted for a day is dropped: the scheduler announces the pending
-        step of a batch again anyway.
+        step of a batch again anyway, and an audit entry is still in the log.
         """
         parameters = {
             "limit": limit,
@@ -94,7 +98,7 @@ class Outbox:
             "kept": _RETENTION_SECONDS,
         }
         with begin(self._engine) as connection:
-            rows = connection.execute(_DUE, parameters).all()
+            rows = connection.execute(self._due, parameters).all()
             expired = [row for row in rows if row.is_old]
             if expired:
                 connection.execute(_FORGET_ALL, {"ids": [row.id for row in expired]})
@@ -105,8 +109,15 @@ class Outbox:
 
     def forget(self, event: Event) -> None:
         """Delete an event that was accepted."""
-        with acting_for(self._engine, event.tenant) as connection:
+        tenant, engine = event.tenant, self._engine
+        with begin(engine) if tenant is None else acting_for(engine, tenant) as connection:
             connection.execute(_FORGET, {"id": event.id})
+
+
+class AuditOutbox(Outbox):
+    """The audit log's part of the outbox: an event for each entry, which a trigger writes."""
+
+    _due = text(AUDIT_DUE)
 
 
 # The previous or next release may record other types, which its own scheduler sends.
@@ -117,7 +128,7 @@ def _event(row: Any) -> Event:
     return Event(
         row.id,
         EventType(row.type),
-        TenantId(row.tenant_id),
+        None if row.tenant_id is None else TenantId(row.tenant_id),
         row.subject,
         row.data,
         trace_of(row),

@@ -11,6 +11,7 @@ from cloudevents.conversion import to_binary
 from cloudevents.http import CloudEvent
 
 from lowtide.core.errors import LowtideError
+from lowtide.events.model import EventType
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED, SpanKind
 
 if TYPE_CHECKING:
@@ -151,17 +152,20 @@ class Publisher:
                 _log.exception("event.unsent", extra={"event_id": str(event.id)})
 
     def _send(self, event: Event) -> None:
+        attributes = {
+            "cloudevents.event_id": str(event.id),
+            "cloudevents.event_type": event.type.value,
+        }
+        if event.type is not EventType.AUDIT:
+            attributes[BATCH] = event.subject
+        if event.tenant is not None:
+            attributes[TENANT] = str(event.tenant)
         # In the event's own trace, even if the scheduler sends it for another process.
         with self._tracer.span(
             f"send {event.type}",
             kind=SpanKind.PRODUCER,
             parent=event.trace,
-            attributes={
-                "cloudevents.event_id": str(event.id),
-                "cloudevents.event_type": event.type.value,
-                BATCH: event.subject,
-                TENANT: str(event.tenant),
-            },
+            attributes=attributes,
         ) as span:
             if not self._sink.publish(event):
                 span.fail("unsent")

@@ -118,7 +118,7 @@ class Scheduler:
         retention: Retention,
         eraser: Eraser,
         objects: ObjectStore,
-        publisher: Publisher,
+        publishers: Sequence[Publisher],
         rules: TickRules,
         mirror: Callable[[], None],
     ) -> None:
@@ -133,7 +133,7 @@ class Scheduler:
         self._retention = retention
         self._eraser = eraser
         self._objects = objects
-        self._publisher = publisher
+        self._publishers = publishers
         self._rules = rules
 
     def tick(self) -> TickReport:
@@ -149,7 +149,8 @@ class Scheduler:
         with _failure_logged_as("quotas.not_noted"):
             self._note_quotas()
         plan_result = self._replan(rates)
-        self._publisher.resend()
+        for publisher in self._publishers:
+            publisher.resend()
         self._remove_orphans()
         report = TickReport(
             swept=sweep_result,

@@ -211,3 +211,10 @@ def test_audit_log_is_exported(database: Database) -> None:
     assert _run("audit", "export", "--after", str(entries[-1]["id"])).stdout == ""
     refused = _run("audit", "export", "--since", "yesterday", exit_code=2)
     assert "use a span such as 24h" in refused.stderr
+
+
+def test_server_without_the_required_tls_is_explained(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOWTIDE_DATABASE_URL", f"{database.url('operator')}?sslmode=require")
+    assert "?sslmode=disable" in _run("tenants", "list", exit_code=1).stderr.replace("\n", " ")

@@ -6,7 +6,7 @@ import selectors
 import socket
 import ssl
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
@@ -15,7 +15,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError
 
 from lowtide.core.errors import Unavailable
-from lowtide.database.connections import begin, connect, encryption
+from lowtide.database.connections import begin, connect
+from lowtide.database.encryption import encryption, tls_problem
 from lowtide.database.prepared import hot
 
 if TYPE_CHECKING:
@@ -173,10 +174,90 @@ def test_sslmode_disable_sends_no_ssl_request(database: Database, proxy: Proxy) 
         ("sslmode=verify-full&sslrootcert=/no/such.pem", "sslrootcert=/no/such.pem"),
         ("sslmode=require&sslrootcert=system", "use sslmode=verify-full"),
         ("sslmode=verify-ca", "use sslmode=verify-full"),
-        ("sslrootcert=/some/ca.pem", "sslmode=prefer ignores sslrootcert"),
+        ("sslmode=prefer&sslrootcert=/some/ca.pem", "sslmode=prefer ignores sslrootcert"),
+        ("sslrootcert=/no/such.pem", "sslrootcert=/no/such.pem"),
         ("ssl=true", "unknown parameter in the database URL: ssl"),
     ],
 )
 def test_invalid_tls_parameter_is_refused(query: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encryption(make_url(f"postgresql://user:secret@db/lowtide?{query}"))
+
+
+REMOTE = "db.example"
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of other machines, which resolve to this one."""
+    resolve = socket.getaddrinfo
+
+    def resolved(host: Any, *args: Any, **options: Any) -> Any:
+        known = {REMOTE: HOST, "other.example": HOST}
+        return resolve(known.get(host, host), *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+
+
+@pytest.mark.usefixtures("names")
+def test_another_machine_with_a_valid_certificate_is_accepted(
+    database: Database, proxy: Proxy, roots: str
+) -> None:
+    engine = connect(proxy_url(database, proxy, {"sslrootcert": roots}, REMOTE), pool_size=1)
+    with begin(engine) as connection:
+        assert connection.execute(text("SELECT 1")).scalar() == 1
+    engine.dispose()
+    assert proxy.encrypted == 1
+
+
+@pytest.mark.usefixtures("names")
+@pytest.mark.parametrize(
+    ("host", "trusts", "advice"),
+    [
+        pytest.param(REMOTE, False, "sslrootcert=/path/ca.pem", id="an untrusted authority"),
+        pytest.param("other.example", True, "'other.example'", id="another host name"),
+    ],
+)
+def test_another_machine_is_verified_by_default(
+    database: Database, proxy: Proxy, roots: str, host: str, advice: str, *, trusts: bool
+) -> None:
+    query = {"sslrootcert": roots} if trusts else {}
+    engine = connect(proxy_url(database, proxy, query, host), pool_size=1, timeout=5)
+    with pytest.raises(Unavailable) as caught, begin(engine):
+        pass
+    assert advice in caught.value.for_log
+    assert "sslmode=verify-ca" in caught.value.for_log
+    assert proxy.encrypted == 0
+
+
+@pytest.mark.usefixtures("names")
+def test_another_machine_without_tls_is_refused_by_default(database: Database) -> None:
+    plain = make_url(database.url("worker")).set(host=REMOTE)
+    refused = connect(plain.render_as_string(hide_password=False), pool_size=1)
+    with pytest.raises(Unavailable) as caught, begin(refused):
+        pass
+    assert "?sslmode=disable" in caught.value.for_log
+    assert "?sslmode=disable" in tls_problem(caught.value)
+    allowed = plain.update_query_dict({"sslmode": "disable"})
+    engine = connect(allowed.render_as_string(hide_password=False), pool_size=1)
+    with begin(engine) as connection:
+        assert connection.execute(text("SELECT 1")).scalar() == 1
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("host", "is_verified"),
+    [
+        ("localhost", False), ("127.0.0.1", False), ("127.1.2.3", False), ("[::1]", False), ("", False),
+        ("db", True), ("10.0.0.7", True), ("[2001:db8::1]", True), ("localhost.example", True),
+        ("192.0.2.1", True),
+    ],
+)  # fmt: skip
+def test_only_this_machine_may_be_unverified_by_default(host: str, *, is_verified: bool) -> None:
+    _, context = encryption(make_url(f"postgresql://user:secret@{host}/lowtide"))
+    if not is_verified:
+        assert context is None
+        return
+    assert isinstance(context, ssl.SSLContext)
+    assert context.check_hostname
+    assert context.verify_mode is ssl.CERT_REQUIRED

@@ -247,7 +247,8 @@ def test_batch_survives_killed_broker(
     os.killpg(pid, signal.SIGSTOP)
     try:
         batch = breakable.submit(file)
-        assert breakable.query("SELECT 1 FROM outbox"), "the event is in the outbox"
+        waiting = breakable.query("SELECT 1 FROM outbox WHERE subject = :batch", batch=batch)
+        assert waiting, "the event is in the outbox"
     finally:
         breakable.kill("broker")
     until(

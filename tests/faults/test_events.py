@@ -11,9 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import psutil
 import pytest
 
+from lowtide.core.ids import DEFAULT_TENANT
+from lowtide.database.connections import acting_for
 from lowtide.local.ports import HOST, free_port
+from lowtide.tenants.audit import note
 from tests.chaos.control import Helper
 from tests.chaos.system import ProxiedStack
 from tests.conftest import API_KEY
@@ -22,7 +26,7 @@ from tests.e2e.waiting import until
 from tests.faults.servers import serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from lowtide.core.ids import BatchId
@@ -62,6 +66,7 @@ class Broker:
     def __init__(self) -> None:
         self.address = ""
         self.subjects: list[str] = []
+        self.events: list[tuple[Mapping[str, str], bytes]] = []
         self.answer: Callable[[str], int] = lambda _: 202
         self.released = threading.Event()
 
@@ -80,7 +85,10 @@ def broker() -> Iterator[Broker]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            made.events.append(
+                ({name.lower(): value for name, value in self.headers.items()}, body)
+            )
             self.send_response(made.take(self.headers["ce-subject"]))
             self.end_headers()
 
@@ -149,6 +157,11 @@ def _pending_batches(world: World, count: int) -> list[BatchId]:
     return batches
 
 
+def _tick(server: Server) -> None:
+    answer = httpx.post(server.url, headers=TICK, timeout=60, trust_env=False)
+    assert (answer.status_code, answer.content) == (204, b"")
+
+
 def test_stuck_event_delays_neither_others_nor_tick(
     world: World, shared_database: Database, broker: Broker, tmp_path: Path
 ) -> None:
@@ -160,8 +173,7 @@ def test_stuck_event_delays_neither_others_nor_tick(
     broker.answer = answer
     with _function("schedule", shared_database, "worker", broker, tmp_path) as server:
         began = time.monotonic()
-        tick = httpx.post(server.url, headers=TICK, timeout=60, trust_env=False)
-        assert (tick.status_code, tick.content) == (204, b"")
+        _tick(server)
         assert time.monotonic() - began < SINK_TIMEOUT, "the tick waits for no event"
 
         def waiting() -> dict[str, int]:
@@ -170,6 +182,52 @@ def test_stuck_event_delays_neither_others_nor_tick(
 
         until(lambda: waiting() == {refused: 1, hung: 1}, "the third event was delivered")
         assert set(broker.subjects) == {refused, hung, accepted}
+        broker.released.set()
+
+
+def _audit(world: World, *subjects: str) -> None:
+    with acting_for(world.api, DEFAULT_TENANT) as connection:
+        note(connection, DEFAULT_TENANT, "Zoë (api key 1)", "files.download", subjects)
+
+
+def test_audit_event_survives_a_scheduler_killed_before_its_answer(
+    world: World, shared_database: Database, broker: Broker, tmp_path: Path
+) -> None:
+    _audit(world, "file-1")
+    broker.answer = lambda _: broker.hang()
+    with _function("schedule", shared_database, "worker", broker, tmp_path) as server:
+        _tick(server)
+        until(lambda: broker.events, "the event was sent")
+        for process in [*psutil.Process(server.pid).children(), psutil.Process(server.pid)]:
+            process.kill()
+    broker.answer = lambda _: 202
+    broker.released.set()
+    world.run("UPDATE outbox SET next_at = now()")
+    with _function("schedule", shared_database, "worker", broker, tmp_path) as server:
+        _tick(server)
+        until(lambda: not world.rows("SELECT 1 FROM outbox"), "the event was accepted")
+    (first, body), *others = broker.events
+    assert others
+    assert {headers["ce-id"] for headers, _ in others} == {first["ce-id"]}, "a known duplicate"
+    assert {body for _, body in others} == {body}
+    assert first["ce-type"] == "dev.lowtide.audit"
+    entry = json.loads(body)
+    assert (entry["tenant"], entry["actor"], entry["action"], entry["subject"]) == (
+        "default", "Zoë (api key 1)", "files.download", "file-1",
+    )  # fmt: skip
+
+
+def test_audit_events_that_hang_delay_no_batch(
+    world: World, shared_database: Database, broker: Broker, tmp_path: Path
+) -> None:
+    _audit(world, *(f"file-{number}" for number in range(50)))
+    (batch,) = (f"batch_{each.hex}" for each in _pending_batches(world, 1))
+    broker.answer = lambda subject: 202 if subject == batch else broker.hang()
+    with _function("schedule", shared_database, "worker", broker, tmp_path) as server:
+        _tick(server)
+        until(lambda: batch in broker.subjects, "the batch was announced")
+        seen = broker.subjects[: broker.subjects.index(batch)]
+        assert len(seen) <= 8, "it waits for no audit event to time out"
         broker.released.set()
 
 

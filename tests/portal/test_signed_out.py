@@ -161,3 +161,22 @@ def test_tick_trims_only_expired_sign_outs(database: Database) -> None:
             database.engine(role).begin() as connection,
         ):
             connection.execute(text(statement))
+
+
+def test_sessions_outlive_a_rotation_of_the_secret(
+    database: Database, start_portal: Callable[..., Portal]
+) -> None:
+    def start(secret: str, previous: str = "") -> Portal:
+        return start_portal(
+            database.url("operator"),
+            UNREACHABLE,
+            LOWTIDE_PORTAL_SECRET=secret,
+            LOWTIDE_PORTAL_SECRET_PREVIOUS=previous,
+        )
+
+    first, second, last = start("old", "new"), start("new", "old"), start("new")
+    old, new = session_of(first), session_of(second)
+    for portal in (first, second):
+        assert get_page(portal, old)[0] == get_page(portal, new)[0] == 200, "side by side"
+    assert get_page(last, new)[0] == 200, "signed with the new secret"
+    assert get_page(last, old) == SIGN_IN

@@ -68,7 +68,7 @@ def _scheduler(
         ),
         Eraser(world.worker),
         store or ObstoreObjects("memory://"),
-        publisher,
+        [publisher],
         rules,
         lambda: FleetStore(world.worker).mirror(SINGLE),
     )
