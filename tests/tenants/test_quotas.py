@@ -82,8 +82,8 @@ def test_results_are_charged_once(world: World) -> None:
 def test_cost_is_that_of_the_batch_at_the_prices_of_its_pool(world: World) -> None:
     """The sum over days is the sum over batches, also of one that runs in several fleets."""
     tenant = world.tenant("priced")
-    spot = fill(world, 4, tenant=tenant)
-    parted = fill(world, 4, tenant=tenant, pool="dedicated")
+    plain = fill(world, 4, tenant=tenant, pool="dedicated")
+    parted = fill(world, 4, tenant=tenant)
     world.run("UPDATE batches SET spot_price = 2, dedicated_price = 5, currency = 'USD'")
     world.run("UPDATE batches SET fleet = NULL WHERE id = :id", id=parted)
     world.run(
@@ -100,11 +100,11 @@ def test_cost_is_that_of_the_batch_at_the_prices_of_its_pool(world: World) -> No
         assert len(finished) == 4
         world.queue.settle(lease, finished, [])
     (cost,) = UsageStore(world.api).read(tenant).month.costs
-    assert (cost.spot, cost.dedicated, cost.all_dedicated) == (2.0, 50.0, 55.0)
+    assert (cost.spot, cost.dedicated, cost.all_dedicated) == (20.0, 5.0, 55.0)
     states = "SELECT spot_cost, dedicated_cost, all_dedicated_cost FROM batch_states WHERE id = :id"
-    by_batch = [world.rows(states, id=batch)[0] for batch in (spot, parted)]
-    assert [sum(column) for column in zip(*by_batch, strict=True)] == [2.0, 50.0, 55.0]
-    assert world.value("SELECT spend FROM quota_use(:tenant)", tenant=tenant) == 52.0
+    by_batch = [world.rows(states, id=batch)[0] for batch in (plain, parted)]
+    assert [sum(column) for column in zip(*by_batch, strict=True)] == [20.0, 5.0, 55.0]
+    assert world.value("SELECT spend FROM quota_use(:tenant)", tenant=tenant) == 25.0
 
 
 @pytest.mark.parametrize(
