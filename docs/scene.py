@@ -57,7 +57,10 @@ SETTINGS: Final = {
     "LOWTIDE_PROMETHEUS_URL": "https://prometheus.example",
 }
 TENANTS: Final = {
-    "acme": ("--requests-per-minute", "600", "--active-batches", "20", "--weight", "2"),
+    "acme": (
+        *("--requests-per-minute", "600", "--active-batches", "20", "--weight", "2"),
+        *("--enqueued-tokens", "5000000", "--tokens-per-day", "2000000", "--spend-per-month", "40"),
+    ),
     "research": ("--queued-requests", "200000",),
 }  # fmt: skip
 
