@@ -45,6 +45,8 @@ class OpenWork:
     at_risk: bool = False
     pinned: bool = False
     last_at: datetime | None = None
+    priority: int = 0
+    barrier: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +287,10 @@ class Workload:
             weight=work.weight,
             max_rate=self._max_rate(work, pool, fleet),
             at_risk=work.at_risk,
+            priority=work.priority,
+            barrier=math.inf
+            if work.barrier is None
+            else (work.barrier - self.at).total_seconds(),
         )
 
     def _max_rate(self, work: OpenWork, pool: Pool, fleet: FleetCapacity) -> float:

@@ -19,6 +19,7 @@ from lowtide.cli.downloads import write
 from lowtide.cli.options import AllTenants, DataDir, Json, Key, TenantName, Url
 from lowtide.cli.output import ERR, OUT, fail, print_json, print_record, print_table, say
 from lowtide.cli.stack import api_errors, connect
+from lowtide.planning.urgency import MAX_PRIORITY, MIN_PRIORITY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -80,6 +81,14 @@ def submit(
             help="Copy the results to this folder of a registered bucket: s3://bucket/out/."
         ),
     ] = None,
+    priority: Annotated[
+        int,
+        typer.Option(
+            min=MIN_PRIORITY,
+            max=MAX_PRIORITY,
+            help="Higher runs first, among your batches whose deadlines hold.",
+        ),
+    ] = 0,
     watch_it: Annotated[
         bool, typer.Option("--watch", help="Show progress until the batch ends.")
     ] = False,
@@ -105,7 +114,13 @@ def submit(
         start = time.monotonic()
         if "://" in source:
             batch = api.submit_url(
-                client, source, endpoint=endpoint, window=window, user=user, output_url=output_url
+                client,
+                source,
+                endpoint=endpoint,
+                window=window,
+                user=user,
+                output_url=output_url,
+                priority=priority,
             )
         else:
             batch = api.submit(
@@ -114,6 +129,7 @@ def submit(
                 window=window,
                 user=user,
                 output_url=output_url,
+                priority=priority,
                 progress=UploadProgress(ERR),
             )
         if not (watch_it or out):

@@ -45,6 +45,7 @@ def submit(
     user: str | None,
     progress: UploadProgress,
     output_url: str | None = None,
+    priority: int = 0,
 ) -> Batch:
     """Upload a file, and create a batch for the endpoint in its first line.
 
@@ -59,7 +60,7 @@ def submit(
             completion_window=cast("Any", window),
             metadata={"user": user} if user else None,
             extra_headers=headers,
-            extra_body={"output_url": output_url} if output_url else None,
+            extra_body=_own_parameters(output_url, priority),
         )
 
     if file.stat().st_size <= LARGE:
@@ -68,7 +69,8 @@ def submit(
     upload = LargeUpload(client, file, progress)
     file_id = upload.finish()
     # Of a submit that was killed before it could forget the upload, the next one finds the batch.
-    key = uuid.uuid5(_SUBMITS, msgspec.json.encode([upload.id, window, user, output_url]).decode())
+    parameters = [upload.id, window, user, output_url, priority]
+    key = uuid.uuid5(_SUBMITS, msgspec.json.encode(parameters).decode())
     batch = create(file_id, {"Idempotency-Key": f"submit-{key}"})
     upload.forget()
     return batch
@@ -82,19 +84,26 @@ def submit_url(
     window: str,
     user: str | None,
     output_url: str | None,
+    priority: int = 0,
 ) -> Batch:
     """Create a batch of an object in a registered bucket."""
     from openai.types import Batch
 
     body = {
         "input_url": url,
-        "output_url": output_url,
+        **_own_parameters(output_url, priority),
         "endpoint": endpoint,
         "completion_window": window,
         "metadata": {"user": user} if user else None,
     }
     # The client's own method requires a file id.
     return client.post("/batches", body=body, cast_to=Batch)
+
+
+def _own_parameters(output_url: str | None, priority: int) -> dict[str, object]:
+    """Return the parameters of a batch that OpenAI does not have."""
+    parameters: dict[str, object] = {} if output_url is None else {"output_url": output_url}
+    return parameters | ({"x_lowtide": {"priority": priority}} if priority else {})
 
 
 def first_endpoint(file: Path) -> str:
