@@ -66,6 +66,7 @@ class Scenario:
     size: int
     window: float
     prioritized: Random | None = None
+    margin: float = 30.0
 
     @property
     def fleet(self) -> FleetCapacity:
@@ -74,7 +75,7 @@ class Scenario:
             rate=self.rate * self.spread,
             replicas=self.dedicated,
             cold_start=self.cold_start,
-            margin=30.0,
+            margin=self.margin,
             tick=TICK,
             in_flight=self.slots,
         )

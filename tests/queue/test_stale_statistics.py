@@ -105,7 +105,12 @@ def claim_parameters(requests: int, line: int = 0) -> dict[str, object]:
 
 
 def test_lane_query_reads_few_rows(stale: Database) -> None:
-    assert rows_touched(stale, LANES[Pool.SPOT], fleet=DEFAULT_FLEET, pool="spot", most=100, without=[]) < 100
+    assert (
+        rows_touched(
+            stale, LANES[Pool.SPOT], fleet=DEFAULT_FLEET, pool="spot", most=100, without=[]
+        )
+        < 100
+    )
 
 
 @pytest.mark.parametrize("line", [0, 3000])
