@@ -94,7 +94,8 @@ SELECT t.id, t.name, l.fleet, count(DISTINCT b.id) AS batches,
   min(f.spot) AS oldest_spot, min(f.dedicated) AS oldest_dedicated
 FROM ({BATCHES}
 UNION ALL
-SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, c.running_spot, c.running_dedicated, 0, 0, 0, false
+SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, c.running_spot, c.running_dedicated, 0, 0, 0, false,
+  b.tenant_id, b.priority, b.barrier
 FROM batches b
 CROSS JOIN LATERAL (SELECT fleet FROM batch_parts WHERE batch_id = b.id OFFSET 0) p
 CROSS JOIN LATERAL (
