@@ -297,9 +297,7 @@ class Workload:
             max_rate=self._max_rate(work, pool, fleet),
             at_risk=work.at_risk,
             priority=work.priority,
-            barrier=math.inf
-            if work.barrier is None
-            else (work.barrier - self.at).total_seconds(),
+            barrier=math.inf if work.barrier is None else (work.barrier - self.at).total_seconds(),
         )
 
     def _max_rate(self, work: OpenWork, pool: Pool, fleet: FleetCapacity) -> float:

@@ -283,7 +283,8 @@ class Extension(msgspec.Struct, kw_only=True):
     at the prices that its fleets had at the batch's creation, or those of a fallback when the first
     requests moved there; `trace_id` is the trace of the batch's work, null if it has none; `input_url` is the object that the input file is imported from, and `export` the copy
     of the results to a bucket, each null without one. With `zero_retention` the answers are
-    encrypted until their key is destroyed. `priority` orders the batches of one tenant.
+    encrypted until their key is destroyed. `priority` is that of
+    the request's `x_lowtide`: it orders the batches of one tenant whose deadlines hold.
     """
 
     user: str

@@ -56,9 +56,7 @@ def own_order(batches: Iterable[_Queued]) -> list[tuple[float, _Queued]]:
     is no more urgent than the one before it: a tenant's priorities delay its own work alone.
     """
     ordered = sorted(batches, key=_place)
-    levels = accumulate(
-        (spot_urgency(batch.left, at_risk=batch.at_risk) for batch in ordered), max
-    )
+    levels = accumulate((spot_urgency(batch.left, at_risk=batch.at_risk) for batch in ordered), max)
     return list(zip(levels, ordered, strict=True))
 
 
