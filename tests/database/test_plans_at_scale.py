@@ -336,7 +336,7 @@ def test_autoscaler_query_reads_bounded_pages(load: Load, where: str, name: str)
 def test_admission_functions_read_bounded_pages(load: Load, function: str) -> None:
     sql = f"SELECT * FROM {function.replace(' ', '_')}()"  # noqa: S608
     _, pages = run(load, function, sql, role="api")
-    assert pages <= 2000
+    assert pages <= 2100
 
 
 def test_tick_query_reads_bounded_pages(load: Load) -> None:
