@@ -60,6 +60,14 @@ Source = Annotated[
 Id = Annotated[str, typer.Argument(metavar="ID", help="Batch id (batch_…).")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="Batch ids (batch_…).")]
 Status = Annotated[BatchStatus | None, typer.Option(help="Only batches in this status.")]
+Priority = Annotated[
+    int,
+    typer.Option(
+        min=MIN_PRIORITY,
+        max=MAX_PRIORITY,
+        help="Higher runs first, among your batches whose deadlines hold.",
+    ),
+]
 Outcomes = Annotated[
     list[Outcome] | None,
     typer.Option("--outcome", help="Only requests with this outcome; repeat it for several."),
@@ -81,14 +89,7 @@ def submit(
             help="Copy the results to this folder of a registered bucket: s3://bucket/out/."
         ),
     ] = None,
-    priority: Annotated[
-        int,
-        typer.Option(
-            min=MIN_PRIORITY,
-            max=MAX_PRIORITY,
-            help="Higher runs first, among your batches whose deadlines hold.",
-        ),
-    ] = 0,
+    priority: Priority = 0,
     watch_it: Annotated[
         bool, typer.Option("--watch", help="Show progress until the batch ends.")
     ] = False,
@@ -112,26 +113,11 @@ def submit(
     with api_errors():
         client = connect(url, key, data_dir)
         start = time.monotonic()
+        terms = api.Terms(window, user, output_url, priority)
         if "://" in source:
-            batch = api.submit_url(
-                client,
-                source,
-                endpoint=endpoint,
-                window=window,
-                user=user,
-                output_url=output_url,
-                priority=priority,
-            )
+            batch = api.submit_url(client, source, terms, endpoint=endpoint)
         else:
-            batch = api.submit(
-                client,
-                _file(source),
-                window=window,
-                user=user,
-                output_url=output_url,
-                priority=priority,
-                progress=UploadProgress(ERR),
-            )
+            batch = api.submit(client, _file(source), terms, progress=UploadProgress(ERR))
         if not (watch_it or out):
             print_json(batch.to_dict()) if as_json else say(batch.id)
             return

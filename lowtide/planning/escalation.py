@@ -226,12 +226,7 @@ def plan_tick(
         targets, _ = _allocate(adjusted, needed, room.until_tick(replicas))
     pairs = list(zip(adjusted, targets, strict=True))
     causes = _causes(by_deadline, needed)
-    deadlines = [
-        Bound(
-            lines, left + capacity.lost, replicas, capacity.line_rate, int(room.by(left, replicas))
-        )
-        for left, lines in zip(horizons, demand, strict=True)
-    ]
+    deadlines = _deadline_bounds(horizons, demand, room, replicas, capacity)
     escalated = _moves((batch, target - batch.dedicated) for batch, target in pairs)
     return Plan(
         escalations=_explained(escalated, by_deadline, causes, deadlines),
@@ -281,6 +276,22 @@ def _missed_bounds(
             rate = capacity.line_rate
             bounds[batch.id] = Bound(lines, left, capacity.replicas, rate, int(by_then))
     return bounds
+
+
+def _deadline_bounds(
+    horizons: Sequence[float],
+    demand: Sequence[int],
+    room: _Room,
+    replicas: int,
+    capacity: Capacity,
+) -> list[Bound]:
+    """Return the bound of each deadline with these replicas on."""
+    return [
+        Bound(
+            lines, left + capacity.lost, replicas, capacity.line_rate, int(room.by(left, replicas))
+        )
+        for left, lines in zip(horizons, demand, strict=True)
+    ]
 
 
 def _causes(batches: Sequence[OpenBatch], needed: Sequence[int]) -> list[int | None]:
