@@ -303,7 +303,7 @@ class Batches:
 def _check_priority(priority: int) -> None:
     if not MIN_PRIORITY <= priority <= MAX_PRIORITY:
         raise InvalidRequest(
-            f"Priority {priority} is out of range: use a whole number from {MIN_PRIORITY} to "
+            f"Priority {priority:g} is out of range: use a whole number from {MIN_PRIORITY} to "
             f"{MAX_PRIORITY}; the highest runs first.",
             param="x_lowtide.priority",
         )

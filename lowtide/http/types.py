@@ -26,9 +26,10 @@ InputFileId = Annotated[str, Meta(extra_json_schema={"pattern": "^file-[0-9a-f]{
 Window = Annotated[str, Meta(extra_json_schema={"pattern": "^[1-9][0-9]{0,4}[mhd]$"})]
 # JSON Schema's integers include 7.0.
 WholeNumber = Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0, multiple_of=1)]
+_PRIORITIES = {"minimum": MIN_PRIORITY, "maximum": MAX_PRIORITY}
 Priority = (
-    Annotated[int, Meta(ge=MIN_PRIORITY, le=MAX_PRIORITY)]
-    | Annotated[float, Meta(ge=MIN_PRIORITY, le=MAX_PRIORITY, multiple_of=1)]
+    Annotated[int, Meta(extra_json_schema=_PRIORITIES)]
+    | Annotated[float, Meta(multiple_of=1, extra_json_schema=_PRIORITIES)]
 )
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)]
 

@@ -146,6 +146,8 @@ def test_invalid_file_is_explained_and_valid_one_becomes_batch(
         ).one()
     assert link.get_attribute("href") == f"/batches/batch_{batch.id.hex}"
     assert (batch.completion_window, batch.priority) == ("2h", 5)
+    link.click()
+    page.get_by_text("+5", exact=True).wait_for()
     assert visited.problems == []
 
 
