@@ -213,7 +213,7 @@ def _submit(clients: dict[str, OpenAI], folder: Path, place: int, job: Job) -> s
     path.write_text("".join(f"{line}\n" for line in request_lines(job)))
     progress = UploadProgress(ERR)
     batch = api.submit(
-        clients[job.tenant], path, window=job.window, user=job.user, progress=progress
+        clients[job.tenant], path, api.Terms(job.window, job.user), progress=progress
     )
     print(batch.id, path.name)  # noqa: T201
     return batch.id

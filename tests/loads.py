@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 _BATCH = """
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
-  status, created_at, deadline, total)
+  status, created_at, deadline, total, priority)
 VALUES (:id, :tenant, 'u', :id, 'k', '/v1/embeddings', '24h', 'in_progress', now(),
-  now() + make_interval(secs => :due_in), :lines)
+  now() + make_interval(secs => :due_in), :lines, :priority)
 """
 _REQUESTS = """
 INSERT INTO requests (batch_id, line, tenant_id, start, length, custom_id)
@@ -39,12 +39,13 @@ def fill(
     due_in: float = 86_400.0,
     delay: float = 0.0,
     pool: str = "spot",
+    priority: int = 0,
 ) -> BatchId:
     """Queue a batch of `lines` requests, available after `delay` seconds, with one statement per table."""
     batch = BatchId(new_id())
     values = {"id": batch, "tenant": tenant, "lines": lines, "pool": pool}
     with world.worker.begin() as connection:
-        connection.execute(text(_BATCH), values | {"due_in": due_in})
+        connection.execute(text(_BATCH), values | {"due_in": due_in, "priority": priority})
         connection.execute(text(_REQUESTS), values)
         connection.execute(text(_QUEUE), values | {"delay": delay})
     return batch

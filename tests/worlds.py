@@ -208,7 +208,7 @@ class World:
             "id": BatchId(new_id()), "tenant": tenant, "user": "u",
             "endpoint": "/v1/embeddings", "completion_window": "24h", "created_at": now,
             "deadline": now + timedelta(days=1), "metadata": None, "idempotency_key": None, "pool": Pool.SPOT,
-            "prices": PRICES, "placement": DEFAULT_PLACEMENT,
+            "prices": PRICES, "placement": DEFAULT_PLACEMENT, "priority": 0,
         }  # fmt: skip
         if "input_file" not in changes:
             changes["input_file"] = self.file(tenant).id

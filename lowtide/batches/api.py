@@ -135,6 +135,7 @@ def _extension(batch: Batch) -> types.Extension:
     on_dedicated = min(batch.finished_on_dedicated, finished)
     return types.Extension(
         user=batch.user,
+        priority=batch.priority,
         outcomes=types.Outcomes(**asdict(batch.outcomes)),
         sla_state=batch.sla_state.value,
         risk=None if batch.risk is None else _risk(batch.risk),
@@ -208,9 +209,14 @@ def create_batch(call: Call) -> Response:
         actor=call.caller.actor,
         joins_trace=call.joins_trace,
         zero_retention=bool(body.zero_retention),
+        priority=_priority(body),
     )
     batch = call.services.batches.create(call.tenant, request)
     return json_response(batch_object(batch))
+
+
+def _priority(body: CreateBatch) -> int:
+    return 0 if body.x_lowtide is None else int(body.x_lowtide.priority or 0)
 
 
 def _input_file_id(body: CreateBatch) -> str | None:

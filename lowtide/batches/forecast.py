@@ -83,6 +83,8 @@ def _open_work(row: Any) -> OpenWork:
         row.at_risk,
         row.pinned,
         row.last_at,
+        row.priority,
+        row.barrier,
     )
 
 

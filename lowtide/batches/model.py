@@ -190,7 +190,8 @@ class NewBatch:
     `pool`; those that start in dedicated stay there. `prices` are those of its cost for good, if the
     same fleets split it. `actor` is recorded in the audit log; None leaves that to the caller. With an
     `input_url` the input file is imported from there. Results are copied to the folder `output_url`.
-    With a `data_key` it has zero retention. The fleets of `placement` run it.
+    With a `data_key` it has zero retention. The fleets of `placement` run it. A higher `priority` goes
+    first among its tenant's batches whose deadlines hold.
     """
 
     id: BatchId
@@ -213,6 +214,7 @@ class NewBatch:
     output_url: str | None = None
     data_key: WrappedKey | None = None
     placement: Placement = DEFAULT_PLACEMENT
+    priority: int = 0
 
     @property
     def terms(self) -> dict[str, str]:
@@ -289,6 +291,7 @@ class Batch:
     zero_retention: bool = False
     fleet: str | None = DEFAULT_FLEET
     fleets: tuple[str, ...] = ()
+    priority: int = 0
 
     def require_data(self) -> None:
         """Raise NotFound if the data of the batch has ended."""

@@ -19,6 +19,7 @@ from lowtide.core.ids import BatchId, derived_file_id, format_batch_id, parse_fi
 from lowtide.events.model import EventType, batch_event
 from lowtide.fleets.placement import place, prices_of, unplaced
 from lowtide.objects.names import no_new_key
+from lowtide.planning.urgency import MAX_PRIORITY, MIN_PRIORITY
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ _PAGE_BYTES = 4 << 20
 class BatchRequest:
     """The parameters of a new batch; None takes the default.
 
-    One of `input_file_id` and `input_url` is set. With `joins_trace` the batch's work continues the caller's trace, else that of its file. `actor`
+    One of `input_file_id` and `input_url` is set. `priority` is from MIN_PRIORITY to MAX_PRIORITY. With `joins_trace` the batch's work continues the caller's trace, else that of its file. `actor`
     is recorded in the audit log. `idempotency_digest` is that of the body sent with the key.
     """
 
@@ -71,6 +72,7 @@ class BatchRequest:
     joins_trace: bool = False
     actor: str | None = None
     zero_retention: bool = False
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ class Batches:
             longest=timedelta(seconds=self._rules.longest_window),
         )
         endpoint = self._endpoint(request)
+        _check_priority(request.priority)
         input_url, output_url = self._urls(tenant, request)
         source = None if input_url else self._source(tenant, file)
         endpoint = endpoint or (source and source.endpoint) or self._rules.endpoints[0]
@@ -178,6 +181,7 @@ class Batches:
                 input_url=input_url,
                 output_url=output_url,
                 data_key=self._new_key(tenant, id_) if is_sealed else None,
+                priority=request.priority,
             )
             return self._forecaster.with_eta(self._record(batch, span))
 
@@ -294,6 +298,15 @@ class Batches:
                 code="invalid_endpoint",
             )
         return endpoint
+
+
+def _check_priority(priority: int) -> None:
+    if not MIN_PRIORITY <= priority <= MAX_PRIORITY:
+        raise InvalidRequest(
+            f"Priority {priority:g} is out of range: use a whole number from {MIN_PRIORITY} to "
+            f"{MAX_PRIORITY}; the highest runs first.",
+            param="x_lowtide.priority",
+        )
 
 
 class Requests:

@@ -63,7 +63,8 @@ _CREATE = text("""
 INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, completion_window,
   created_at, deadline, at_risk, risk_reason, risk_since, metadata, output_expires_after, idempotency_key,
   idempotency_digest, traceparent, tracestate, start_pool, spot_price, dedicated_price, currency,
-  input_url, output_url, export_state, export_next_at, zero_retention, fleet, enqueued_tokens)
+  input_url, output_url, export_state, export_next_at, zero_retention, fleet, enqueued_tokens,
+  priority)
 VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_window,
   :created_at, :deadline, cast(:risk AS text) IS NOT NULL, :risk,
   CASE WHEN cast(:risk AS text) IS NOT NULL THEN now() END, cast(:metadata AS jsonb),
@@ -71,7 +72,7 @@ VALUES (:id, :tenant, :user, :input_file, :input_key, :endpoint, :completion_win
   :spot_price, :dedicated_price, :currency, :input_url, :output_url,
   CASE WHEN cast(:output_url AS text) IS NOT NULL THEN 'pending' END,
   CASE WHEN cast(:output_url AS text) IS NOT NULL THEN now() END,
-  :zero_retention, :fleet, :tokens)
+  :zero_retention, :fleet, :tokens, :priority)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 """)
 _ADD_PARTS = text("""
@@ -299,6 +300,7 @@ def _parameters(batch: NewBatch, input_key: str) -> dict[str, object]:
         "output_url": batch.output_url,
         "zero_retention": batch.data_key is not None,
         "fleet": batch.placement.fleet,
+        "priority": batch.priority,
         **trace_columns(batch.trace),
     }
 
@@ -348,6 +350,7 @@ def batch_of(row: Any) -> Batch:
         else row.output_expires_after,
         data_ended_at=row.data_ended_at,
         zero_retention=row.zero_retention,
+        priority=row.priority,
         fleet=row.fleet,
         fleets=() if row.fleet else tuple(dict.fromkeys(row.fleet_of_model or ())),
         risk=_risk(row) if row.at_risk and row.risk_reason is not None else None,

@@ -31,6 +31,7 @@ class OpenWork:
     `lines` counts requests without a result; `ended` and `retried` count those so far, which ran for
     `running_seconds` in all; the last one becomes available at `last_at`. `sharer` stands for its
     tenant, with `weight` and at most `max_running` running requests. Requests of a `pinned` batch run on dedicated only.
+    `barrier` is as of `Queued`, as a time.
     """
 
     deadline: datetime
@@ -45,6 +46,8 @@ class OpenWork:
     at_risk: bool = False
     pinned: bool = False
     last_at: datetime | None = None
+    priority: int = 0
+    barrier: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,8 @@ class Workload:
         soonest = min(full.seconds, self._soonest(work, fleet)) if is_backed else full.seconds
         if self.of(pool).ready < self.wanted(pool, fleet):
             low = min(low, max(soonest, full.limited))
+        if is_backed and self._is_overtaken(work):
+            high = max(high, bound)
         if is_backed and likely <= left:
             high = min(high, left)
         return Forecast(
@@ -188,6 +193,12 @@ class Workload:
             round(turn.others),
             is_limited=turn.limited >= served,
             by_deadline=is_backed and bound < turn.seconds,
+        )
+
+    def _is_overtaken(self, work: OpenWork) -> bool:
+        """Return whether work of a higher priority may come until the deadline is tight."""
+        return any(
+            other.sharer == work.sharer and other.priority > work.priority for other in self.work
         )
 
     def measured(self, capacity: Capacity) -> Capacity:
@@ -291,6 +302,8 @@ class Workload:
             weight=work.weight,
             max_rate=self._max_rate(work, pool, fleet),
             at_risk=work.at_risk,
+            priority=work.priority,
+            barrier=math.inf if work.barrier is None else (work.barrier - self.at).total_seconds(),
         )
 
     def _max_rate(self, work: OpenWork, pool: Pool, fleet: FleetCapacity) -> float:

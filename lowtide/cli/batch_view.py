@@ -58,6 +58,7 @@ def facts(batch: Batch) -> dict[str, object]:
         "status": batch["status"],
         "sla": extra.get("sla_state"),
         "risk": _risk(extra.get("risk")),
+        "priority": extra.get("priority") or None,
         **outcomes(batch),
         "window": batch["completion_window"],
         "created": moment(batch["created_at"]),

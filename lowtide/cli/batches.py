@@ -19,6 +19,7 @@ from lowtide.cli.downloads import write
 from lowtide.cli.options import AllTenants, DataDir, Json, Key, TenantName, Url
 from lowtide.cli.output import ERR, OUT, fail, print_json, print_record, print_table, say
 from lowtide.cli.stack import api_errors, connect
+from lowtide.planning.urgency import MAX_PRIORITY, MIN_PRIORITY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -59,6 +60,14 @@ Source = Annotated[
 Id = Annotated[str, typer.Argument(metavar="ID", help="Batch id (batch_…).")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="Batch ids (batch_…).")]
 Status = Annotated[BatchStatus | None, typer.Option(help="Only batches in this status.")]
+Priority = Annotated[
+    int,
+    typer.Option(
+        min=MIN_PRIORITY,
+        max=MAX_PRIORITY,
+        help="Higher runs first, among your batches whose deadlines hold.",
+    ),
+]
 Outcomes = Annotated[
     list[Outcome] | None,
     typer.Option("--outcome", help="Only requests with this outcome; repeat it for several."),
@@ -80,6 +89,7 @@ def submit(
             help="Copy the results to this folder of a registered bucket: s3://bucket/out/."
         ),
     ] = None,
+    priority: Priority = 0,
     watch_it: Annotated[
         bool, typer.Option("--watch", help="Show progress until the batch ends.")
     ] = False,
@@ -103,19 +113,11 @@ def submit(
     with api_errors():
         client = connect(url, key, data_dir)
         start = time.monotonic()
+        terms = api.Terms(window, user, output_url, priority)
         if "://" in source:
-            batch = api.submit_url(
-                client, source, endpoint=endpoint, window=window, user=user, output_url=output_url
-            )
+            batch = api.submit_url(client, source, terms, endpoint=endpoint)
         else:
-            batch = api.submit(
-                client,
-                _file(source),
-                window=window,
-                user=user,
-                output_url=output_url,
-                progress=UploadProgress(ERR),
-            )
+            batch = api.submit(client, _file(source), terms, progress=UploadProgress(ERR))
         if not (watch_it or out):
             print_json(batch.to_dict()) if as_json else say(batch.id)
             return

@@ -37,15 +37,28 @@ def open_client(base_url: str, api_key: str) -> OpenAI:
     return OpenAI(base_url=base_url.rstrip("/") + "/v1", api_key=api_key, max_retries=_RETRIES)
 
 
-def submit(
-    client: OpenAI,
-    file: Path,
-    *,
-    window: str,
-    user: str | None,
-    progress: UploadProgress,
-    output_url: str | None = None,
-) -> Batch:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The parameters of a new batch, whatever its input."""
+
+    window: str = "24h"
+    user: str | None = None
+    output_url: str | None = None
+    priority: int = 0
+
+    @property
+    def metadata(self) -> dict[str, str] | None:
+        """The metadata, which names the user."""
+        return {"user": self.user} if self.user else None
+
+    @property
+    def extra(self) -> dict[str, object]:
+        """The parameters that OpenAI does not have."""
+        extra: dict[str, object] = {"output_url": self.output_url} if self.output_url else {}
+        return extra | ({"x_lowtide": {"priority": self.priority}} if self.priority else {})
+
+
+def submit(client: OpenAI, file: Path, terms: Terms, *, progress: UploadProgress) -> Batch:
     """Upload a file, and create a batch for the endpoint in its first line.
 
     A large file is sent in parts; submitting it again after an interruption sends the others.
@@ -56,10 +69,10 @@ def submit(
         return client.batches.create(
             input_file_id=file_id,
             endpoint=cast("Any", first_endpoint(file)),
-            completion_window=cast("Any", window),
-            metadata={"user": user} if user else None,
+            completion_window=cast("Any", terms.window),
+            metadata=terms.metadata,
             extra_headers=headers,
-            extra_body={"output_url": output_url} if output_url else None,
+            extra_body=terms.extra,
         )
 
     if file.stat().st_size <= LARGE:
@@ -68,30 +81,22 @@ def submit(
     upload = LargeUpload(client, file, progress)
     file_id = upload.finish()
     # Of a submit that was killed before it could forget the upload, the next one finds the batch.
-    key = uuid.uuid5(_SUBMITS, msgspec.json.encode([upload.id, window, user, output_url]).decode())
+    key = uuid.uuid5(_SUBMITS, msgspec.json.encode([upload.id, terms]).decode())
     batch = create(file_id, {"Idempotency-Key": f"submit-{key}"})
     upload.forget()
     return batch
 
 
-def submit_url(
-    client: OpenAI,
-    url: str,
-    *,
-    endpoint: str,
-    window: str,
-    user: str | None,
-    output_url: str | None,
-) -> Batch:
+def submit_url(client: OpenAI, url: str, terms: Terms, *, endpoint: str) -> Batch:
     """Create a batch of an object in a registered bucket."""
     from openai.types import Batch
 
     body = {
         "input_url": url,
-        "output_url": output_url,
         "endpoint": endpoint,
-        "completion_window": window,
-        "metadata": {"user": user} if user else None,
+        "completion_window": terms.window,
+        "metadata": terms.metadata,
+        **terms.extra,
     }
     # The client's own method requires a file id.
     return client.post("/batches", body=body, cast_to=Batch)

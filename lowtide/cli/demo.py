@@ -53,7 +53,7 @@ def main() -> None:
 def _run(console: Console, status: Status, file: Path, out: Path) -> bool:
     client = api.open_client(status.base_url, status.api_key)
     start = time.monotonic()
-    batch = api.submit(client, file, window="24h", user="demo", progress=UploadProgress(console))
+    batch = api.submit(client, file, api.Terms(user="demo"), progress=UploadProgress(console))
     console.print(f"{batch.id}: {file}", markup=False, soft_wrap=True)
     with BatchProgress(console) as progress:
         batch = api.follow(lambda: client.batches.retrieve(batch.id), batch, progress.show)

@@ -146,7 +146,9 @@ class Copies:
         key: str | None = None,
         digest: bytes | None = None,
     ) -> NewBatch:
-        """Return the record of a new batch of this file; without a window it has its source's."""
+        """Return the record of a new batch of this file, which has its source's priority.
+
+        Without a window it has that of its source, too."""
         now = self._clock()
         window = window or source.completion_window
         placement = self.rules.placement(source)
@@ -166,6 +168,7 @@ class Copies:
             placement=placement,
             idempotency_digest=digest,
             output_expires_after=source.output_expires_after,
+            priority=source.priority,
             pool=pool,
             trace=self.tracer.current(),
             data_key=self._new_key(file.tenant, id_) if file.zero_retention else None,

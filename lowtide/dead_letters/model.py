@@ -148,6 +148,7 @@ class Source:
     metadata: Mapping[str, str] | None
     output_expires_after: int | None
     fleet: str | None = DEFAULT_FLEET
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

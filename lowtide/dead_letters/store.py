@@ -127,7 +127,7 @@ ORDER BY d.batch_id, d.line
 _PLACES = text(PLACES)
 _SOURCES = text("""
 SELECT id, user_id, input_key, endpoint, completion_window, metadata, output_expires_after, fleet,
-  EXISTS (SELECT 1 FROM files WHERE files.id = batches.input_file_id) AS has_input
+  priority, EXISTS (SELECT 1 FROM files WHERE files.id = batches.input_file_id) AS has_input
 FROM batches WHERE tenant_id = :tenant AND id = ANY(:batches)
 """)
 _WITHOUT_INPUT = text(f"""
@@ -208,6 +208,7 @@ class DeadLetterStore:
                     metadata=row.metadata,
                     output_expires_after=row.output_expires_after,
                     fleet=row.fleet,
+                    priority=row.priority,
                 )
                 for row in rows
             }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _MAX_IDEMPOTENCY_KEY = 256
-_FIELD = re.compile(r"\$\.(\w+)")
+_FIELD = re.compile(r"\$\.((?:x_lowtide\.)?\w+)")
 _MISSING = re.compile(r"missing required field `(\w+)`")
 _Body = TypeVar("_Body")
 

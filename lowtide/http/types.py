@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta, field
 
 from lowtide.planning.reasons import Reason  # noqa: TC001 - msgspec reads it at run time
+from lowtide.planning.urgency import MAX_PRIORITY, MIN_PRIORITY
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,6 +26,11 @@ InputFileId = Annotated[str, Meta(extra_json_schema={"pattern": "^file-[0-9a-f]{
 Window = Annotated[str, Meta(extra_json_schema={"pattern": "^[1-9][0-9]{0,4}[mhd]$"})]
 # JSON Schema's integers include 7.0.
 WholeNumber = Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0, multiple_of=1)]
+_PRIORITIES = {"minimum": MIN_PRIORITY, "maximum": MAX_PRIORITY}
+Priority = (
+    Annotated[int, Meta(extra_json_schema=_PRIORITIES)]
+    | Annotated[float, Meta(multiple_of=1, extra_json_schema=_PRIORITIES)]
+)
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)]
 
 BatchStatus = Literal[
@@ -278,10 +284,12 @@ class Extension(msgspec.Struct, kw_only=True):
     at the prices that its fleets had at the batch's creation, or those of a fallback when the first
     requests moved there; `trace_id` is the trace of the batch's work, null if it has none; `input_url` is the object that the input file is imported from, and `export` the copy
     of the results to a bucket, each null without one. With `zero_retention` the answers are
-    encrypted until their key is destroyed.
+    encrypted until their key is destroyed. `priority` is that of
+    the request's `x_lowtide`: it orders the batches of one tenant whose deadlines hold.
     """
 
     user: str
+    priority: int
     outcomes: Outcomes
     sla_state: Literal["On track", "At risk", "Met", "Missed", "Not applicable"]
     risk: Risk | None
@@ -580,6 +588,16 @@ class CompleteUpload(msgspec.Struct):
     md5: Annotated[str, Meta(pattern="^[0-9a-fA-F]{32}$")] | None = None
 
 
+class CreateExtension(msgspec.Struct, forbid_unknown_fields=True):
+    """Lowtide's own parameters of a new batch.
+
+    Of one tenant's batches whose deadlines hold, those with a higher `priority` run first; it is 0
+    by default.
+    """
+
+    priority: Priority | None = None
+
+
 class CreateBatch(msgspec.Struct):
     """The parameters of a new batch; `inputFileId` is an alias, `userId` the batch's user.
 
@@ -598,6 +616,7 @@ class CreateBatch(msgspec.Struct):
     input_url: ObjectUrl | None = None
     output_url: ObjectUrl | None = None
     zero_retention: bool | None = None
+    x_lowtide: CreateExtension | None = None
 
 
 def unix(moment: datetime) -> int:

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from lowtide.planning.urgency import own_order, spot_urgency
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-
-URGENCY_EDGES: Final = (900.0, 3600.0, 14_400.0, 86_400.0)
-"""Seconds until a deadline that separate levels of urgency: 15 minutes, 1, 4 and 24 hours."""
-
-
-def spot_urgency(left: float, *, at_risk: bool) -> float:
-    """Return the urgency on spot of a batch that is due in `left` seconds; smaller is more urgent."""
-    return 0.0 if at_risk else float(bisect_left(URGENCY_EDGES, left))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +46,8 @@ def seconds_to_run(lines: float, replicas: Iterable[Replicas]) -> float:
 class Contender:
     """The open requests of a batch that is due in `left` seconds.
 
-    `sharer` stands for its tenant, whose limit allows `max_rate` requests per second.
+    `sharer` stands for its tenant, whose limit allows `max_rate` requests per second. `barrier` is as
+    of `Queued`.
     """
 
     left: float
@@ -63,10 +56,12 @@ class Contender:
     weight: int = 1
     max_rate: float = math.inf
     at_risk: bool = False
+    priority: int = 0
+    barrier: float = math.inf
 
     @property
     def urgency(self) -> float:
-        """The urgency on spot; smaller is more urgent."""
+        """The urgency on spot by its deadline; smaller is more urgent."""
         return spot_urgency(self.left, at_risk=self.at_risk)
 
 
@@ -105,35 +100,60 @@ def turn_of(batch: Contender, others: Sequence[Contender], replicas: Sequence[Re
     """Return the turn of a batch among others, as claims on spot serve them.
 
     More urgent batches go first. Tenants whose batches are as urgent share the replicas by weight,
-    and each serves its earliest deadline first. So a tenant with weight v gets at most v / w of the
+    and each serves its own in its order. So a tenant with weight v gets at most v / w of the
     requests that the batch's tenant, with weight w, gets until the batch ends (generalized processor
     sharing), and never more than its limit allows.
     """
-    ahead = _Rival(batch.weight, batch.max_rate)
-    rivals: dict[int, _Rival] = {}
-    level = batch.urgency
+    tenants: dict[int, list[Contender]] = {batch.sharer: []}
     for other in others:
-        urgency = other.urgency
-        if urgency > level:
-            continue
-        if other.sharer != batch.sharer:
-            tenant = rivals.setdefault(other.sharer, _Rival(other.weight, other.max_rate))
-        elif urgency < level or other.left <= batch.left:
-            tenant = ahead
-        else:
-            continue
-        if urgency < level:
-            tenant.first += other.lines
-        else:
-            tenant.same += other.lines
+        tenants.setdefault(other.sharer, []).append(other)
+    level, own_ahead = _own_ahead(batch, tenants.pop(batch.sharer))
+    ahead = _rival(own_ahead, level, batch)
+    rivals = [_rival(_levels(tenant), level, tenant[0]) for tenant in tenants.values()]
     own = ahead.first + ahead.same + batch.lines
     share = (ahead.same + batch.lines) / batch.weight
     seconds, others_first = math.inf, 0.0
     # The first end assumes that no other tenant is limited; each round brings it closer.
     for _ in range(_ROUNDS):
-        others_first = sum(rival.served(share, seconds) for rival in rivals.values())
+        others_first = sum(rival.served(share, seconds) for rival in rivals)
         following = seconds_to_run(own + others_first, replicas)
         if following >= seconds:
             break
         seconds = following
     return Turn(seconds, own - batch.lines, others_first, limited=own / batch.max_rate)
+
+
+_Ranked = list[tuple[float, Contender]]
+
+
+def _levels(tenant: Sequence[Contender]) -> _Ranked:
+    """Return the batches of a tenant with their urgency."""
+    # Without priorities there is no need to sort.
+    if any(each.priority for each in tenant):
+        return own_order(tenant)
+    return [(each.urgency, each) for each in tenant]
+
+
+def _own_ahead(batch: Contender, others: Sequence[Contender]) -> tuple[float, _Ranked]:
+    """Return the urgency of a batch, and the batches of its tenant that are served before it."""
+    if batch.priority or any(other.priority for other in others):
+        ordered = own_order([*others, batch])
+        place = next(i for i, (_, each) in enumerate(ordered) if each is batch)
+        return ordered[place][0], ordered[:place]
+    level = batch.urgency
+    ranked = [(other.urgency, other) for other in others]
+    return level, [
+        (urgency, other)
+        for urgency, other in ranked
+        if urgency < level or (urgency == level and other.left <= batch.left)
+    ]
+
+
+def _rival(ranked: _Ranked, level: float, tenant: Contender) -> _Rival:
+    """Return the requests of a tenant that are more urgent than `level`, and those as urgent."""
+    return _Rival(
+        tenant.weight,
+        tenant.max_rate,
+        first=sum(each.lines for urgency, each in ranked if urgency < level),
+        same=sum(each.lines for urgency, each in ranked if urgency == level),
+    )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from lowtide.core.ids import BatchId
+    from lowtide.core.ids import BatchId, TenantId
     from lowtide.planning.demand import Capacity
 
 
@@ -38,7 +38,8 @@ class OpenBatch:
     """A batch with open requests.
 
     `spot` and `dedicated` requests wait for their pool, the `running_` ones are claimed there;
-    `unsplit` ones are promised but not queued yet. A `pinned` batch never returns to spot.
+    `unsplit` ones are promised but not queued yet. A `pinned` batch never returns to spot. Its
+    `barrier` is that of the last tick.
     """
 
     id: BatchId
@@ -49,6 +50,9 @@ class OpenBatch:
     running_dedicated: int = 0
     unsplit: int = 0
     pinned: bool = False
+    tenant: TenantId | None = None
+    priority: int = 0
+    barrier: datetime | None = None
 
     @property
     def open(self) -> int:
@@ -76,7 +80,8 @@ class Plan:
     from spot workers for dedicated, `returns` move requests that wait for dedicated back to spot.
     `replicas` are wanted on dedicated until the next tick. `at_risk` batches miss their deadline
     even with all of dedicated, by the `bounds`, for the reason `risk`. `slack` is the min time, in
-    seconds, until all of dedicated must run (None: nothing is open).
+    seconds, until all of dedicated must run (None: nothing is open). By the deadlines `tight`, in
+    order, so much is due that priorities do not count.
     """
 
     escalations: tuple[Move, ...] = ()
@@ -87,6 +92,7 @@ class Plan:
     slack: float | None = None
     risk: Reason = field(default=Reason.DEADLINE_BOUND, compare=False)
     bounds: Mapping[BatchId, Bound] = field(default_factory=dict, compare=False)
+    tight: Sequence[datetime] = field(default=(), compare=False)
 
 
 class _Room:
@@ -220,12 +226,7 @@ def plan_tick(
         targets, _ = _allocate(adjusted, needed, room.until_tick(replicas))
     pairs = list(zip(adjusted, targets, strict=True))
     causes = _causes(by_deadline, needed)
-    deadlines = [
-        Bound(
-            lines, left + capacity.lost, replicas, capacity.line_rate, int(room.by(left, replicas))
-        )
-        for left, lines in zip(horizons, demand, strict=True)
-    ]
+    deadlines = _deadline_bounds(horizons, demand, room, replicas, capacity)
     escalated = _moves((batch, target - batch.dedicated) for batch, target in pairs)
     return Plan(
         escalations=_explained(escalated, by_deadline, causes, deadlines),
@@ -239,7 +240,23 @@ def plan_tick(
         at_risk=frozenset(bounds),
         slack=_slack(room, horizons, demand, capacity),
         bounds=bounds,
+        tight=_tight(by_deadline, horizons, demand, room),
     )
+
+
+HEADROOM = 2
+"""Times the open work that cold dedicated could end, from the next tick on, where priorities count."""
+
+
+def _tight(
+    batches: Sequence[OpenBatch], horizons: Sequence[float], demand: Sequence[int], room: _Room
+) -> list[datetime]:
+    """Return the deadlines that do not leave enough headroom, earliest first."""
+    return [
+        batch.deadline
+        for batch, seconds, lines in zip(batches, horizons, demand, strict=True)
+        if HEADROOM * lines > room.by(seconds, 0)
+    ]
 
 
 def _missed_bounds(
@@ -259,6 +276,22 @@ def _missed_bounds(
             rate = capacity.line_rate
             bounds[batch.id] = Bound(lines, left, capacity.replicas, rate, int(by_then))
     return bounds
+
+
+def _deadline_bounds(
+    horizons: Sequence[float],
+    demand: Sequence[int],
+    room: _Room,
+    replicas: int,
+    capacity: Capacity,
+) -> list[Bound]:
+    """Return the bound of each deadline with these replicas on."""
+    return [
+        Bound(
+            lines, left + capacity.lost, replicas, capacity.line_rate, int(room.by(left, replicas))
+        )
+        for left, lines in zip(horizons, demand, strict=True)
+    ]
 
 
 def _causes(batches: Sequence[OpenBatch], needed: Sequence[int]) -> list[int | None]:

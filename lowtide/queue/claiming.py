@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import msgspec
 from sqlalchemy import text
 
 from lowtide.core.ids import BatchId, TenantId
+from lowtide.core.pools import Pool
 from lowtide.database.connections import begin
 from lowtide.database.prepared import hot
 from lowtide.events.outbox import trace_of
@@ -33,12 +35,14 @@ if TYPE_CHECKING:
 # Excludes a paused pool and tenants with a quota that is used up, whose lanes a claim would try one
 # by one in vain (TAKE enforces the pause, the headroom the quota), and models that the worker's
 # engine lacks, whose requests it could only release.
-LANES = """
+def _lanes(order: str) -> str:
+    return f"""
 SELECT b.id, b.tenant_id, t.weight, t.max_running_lines AS max_running,
-  coalesce(t.max_tokens_per_day, t.max_spend_per_month) IS NOT NULL AS has_quota, b.at_risk,
-  extract(epoch FROM b.deadline - now())::double precision AS due_in
+  coalesce(t.max_tokens_per_day, t.max_spend_per_month) IS NOT NULL AS has_quota, b.at_risk, b.priority,
+  extract(epoch FROM b.deadline - now())::double precision AS due_in,
+  extract(epoch FROM b.barrier - now())::double precision AS barrier_in
 FROM tenants t CROSS JOIN LATERAL (
-  SELECT b.id, b.tenant_id, b.deadline, b.at_risk FROM batches b
+  SELECT b.id, b.tenant_id, b.deadline, b.at_risk, b.priority, b.barrier FROM batches b
   CROSS JOIN LATERAL (
     SELECT FROM queue q
     WHERE q.fleet = :fleet AND q.pool = :pool AND q.batch_id = b.id
@@ -46,11 +50,18 @@ FROM tenants t CROSS JOIN LATERAL (
     ORDER BY q.available_at LIMIT 1) waiting
   WHERE b.tenant_id = t.id AND b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
     AND coalesce(b.fleet, :fleet) = :fleet AND coalesce(b.model, '') <> ALL(cast(:without AS text[]))
-  ORDER BY b.deadline LIMIT :most) b
+  ORDER BY {order} LIMIT :most) b
 WHERE NOT EXISTS (SELECT FROM paused_pools WHERE fleet = :fleet AND pool = :pool)
   AND NOT EXISTS (SELECT FROM exhausted_quotas WHERE tenant_id = t.id AND until > now())
-"""
-_LANES = hot(LANES)
+"""  # noqa: S608 - a constant of ours
+
+
+# Each pool's own order, so that no lane is hidden behind LANES_A_TENANT later ones of its tenant.
+LANES = {
+    Pool.SPOT: _lanes("b.barrier, b.priority DESC, b.deadline"),
+    Pool.DEDICATED: _lanes("b.deadline"),
+}
+_LANES = {pool: hot(statement) for pool, statement in LANES.items()}
 LANES_A_TENANT = 100
 
 # KEY SHARE on the worker's row: a lease cannot be reaped while it claims, nor claim once it was
@@ -247,8 +258,10 @@ class Claiming:
                 row.at_risk,
                 row.max_running,
                 row.has_quota,
+                row.priority,
+                math.inf if row.barrier_in is None else row.barrier_in,
             )
-            for row in connection.execute(_LANES, parameters)
+            for row in connection.execute(_LANES[self._place.pool], parameters)
         ]
         waiting = {lane.batch for lane in self._lanes}
         self.marks = {batch: mark for batch, mark in self.marks.items() if batch in waiting}

@@ -1,4 +1,4 @@
-"""The order of claims: by urgency, then by the tenants' weights, then by deadline.
+"""The order of claims: by urgency, then by the tenants' weights, then each tenant's own order.
 
 Tenants whose requests are equally urgent share a worker by start-time fair queueing (Goyal, Vin and
 Cheng, "Start-Time Fair Queuing", SIGCOMM 1996): each tenant has a tag that grows by 1 / weight with
@@ -10,15 +10,16 @@ if each worker is fair, so is their sum, and no row has to be shared.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowtide.core.pools import Pool
-from lowtide.planning.completion import spot_urgency
+from lowtide.planning.urgency import own_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from lowtide.core.ids import BatchId, TenantId
 
@@ -28,7 +29,7 @@ class Lane:
     """The requests of one batch that wait in one pool; `left` is seconds until its deadline.
 
     `max_running` bounds the tenant's claimed requests, over all of its lanes; with `has_quota`, it may
-    have used up one.
+    have used up one. `barrier` is as of `Queued`.
     """
 
     batch: BatchId
@@ -38,6 +39,8 @@ class Lane:
     at_risk: bool = False
     max_running: int | None = None
     has_quota: bool = False
+    priority: int = 0
+    barrier: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +52,16 @@ class Share:
     lanes: tuple[Lane, ...]
 
 
-def urgency(lane: Lane, pool: Pool) -> float:
-    """Return the urgency of a lane; a smaller value is more urgent.
+def ranked(by_deadline: Sequence[Lane], pool: Pool) -> list[tuple[float, Lane]]:
+    """Return the lanes of one tenant in their order, each with its urgency; smaller is more urgent.
 
-    Spot promises nothing, so deadlines that are about as far away count as equal there, and a batch
-    at risk comes first. Requests are moved to dedicated because their deadline needs it, by a bound
-    that assumes the earliest deadline first: nothing else counts there.
+    Spot promises nothing, so deadlines that are about as far away count as equal there, a batch at
+    risk comes first, and priorities count. Requests are moved to dedicated because their deadline
+    needs it, by a bound that assumes the earliest deadline first: nothing else counts there.
     """
     if pool is Pool.DEDICATED:
-        return lane.left
-    return spot_urgency(lane.left, at_risk=lane.at_risk)
+        return [(lane.left, lane) for lane in by_deadline]
+    return own_order(by_deadline)
 
 
 class FairShare:
@@ -70,11 +73,16 @@ class FairShare:
 
     def plan(self, lanes: Iterable[Lane], lines: int) -> list[Share]:
         """Return each tenant's share of `lines`, among the most urgent lanes alone."""
-        ranked = sorted((urgency(lane, self._pool), lane.left, lane.batch, lane) for lane in lanes)
-        most_urgent = [lane for level, *_, lane in ranked if level <= ranked[0][0]]
-        by_tenant: dict[TenantId, list[Lane]] = {}
-        for lane in most_urgent:
-            by_tenant.setdefault(lane.tenant, []).append(lane)
+        lanes_of: dict[TenantId, list[Lane]] = {}
+        for lane in sorted(lanes, key=lambda lane: (lane.left, lane.batch)):
+            lanes_of.setdefault(lane.tenant, []).append(lane)
+        orders = {tenant: ranked(own_lanes, self._pool) for tenant, own_lanes in lanes_of.items()}
+        most_urgent = min((order[0][0] for order in orders.values()), default=0.0)
+        by_tenant = {
+            tenant: [lane for level, lane in order if level <= most_urgent]
+            for tenant, order in orders.items()
+            if order[0][0] <= most_urgent
+        }
         self._admit(by_tenant)
         turns = self._turns(
             {tenant: own_lanes[0].weight for tenant, own_lanes in by_tenant.items()}, lines

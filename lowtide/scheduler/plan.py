@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import text
 
-from lowtide.core.ids import BatchId
+from lowtide.core.ids import BatchId, TenantId
 from lowtide.core.pools import FleetPool, Pool
 from lowtide.database.connections import begin
 from lowtide.planning.escalation import OpenBatch
 from lowtide.planning.reasons import Reason
 from lowtide.planning.state import PlanResult, SchedulerState
+from lowtide.planning.urgency import changed_barriers
 from lowtide.queue.draining import note_drained
 from lowtide.queue.store import requeue
 
@@ -253,7 +254,7 @@ BATCHES = """
 SELECT b.id, p.fleet, b.deadline, p.model,
   greatest(0, p.split - t.ended - d.dedicated - c.running_spot - c.running_dedicated) AS spot,
   d.dedicated, c.running_spot, c.running_dedicated, p.lines - p.split AS unsplit, t.ended, t.retried,
-  b.start_pool = 'dedicated' AS pinned, x.held
+  b.start_pool = 'dedicated' AS pinned, b.tenant_id, b.priority, b.barrier, x.held
 FROM batches b CROSS JOIN LATERAL (SELECT EXISTS (
   SELECT FROM exhausted_quotas WHERE tenant_id = b.tenant_id AND until > now()) AS held) x
 CROSS JOIN LATERAL (
@@ -270,8 +271,9 @@ CROSS JOIN LATERAL (
   FROM claims WHERE batch_id = b.id AND fleet = p.fleet) c
 WHERE b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
 UNION ALL
-SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, 0, 0, p.lines, 0, 0, false, EXISTS (
-  SELECT FROM exhausted_quotas WHERE tenant_id = b.tenant_id AND until > now())
+SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, 0, 0, p.lines, 0, 0, false, b.tenant_id, b.priority,
+  b.barrier, EXISTS (
+    SELECT FROM exhausted_quotas WHERE tenant_id = b.tenant_id AND until > now())
 FROM batches b CROSS JOIN LATERAL (
   SELECT fleet, lines FROM batch_parts WHERE batch_id = b.id OFFSET 0) p
 WHERE b.status = 'validating' AND b.deadline > now()
@@ -329,6 +331,14 @@ SELECT tenant_id, id, total, CASE WHEN at_risk THEN 'at_risk' ELSE 'on_track' EN
   risk_reason, risk_bound FROM changed WHERE is_event
 """
 _MARK_RISK = text(MARK_RISK)
+_SET_BARRIERS = text("""
+WITH given AS (
+  SELECT * FROM json_to_recordset(cast(:given AS json)) AS g (batch uuid, barrier timestamptz)
+), locked AS MATERIALIZED (
+  SELECT id FROM batches WHERE id IN (SELECT batch FROM given) ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE batches b SET barrier = g.barrier FROM given g JOIN locked l ON l.id = g.batch WHERE b.id = l.id
+""")
 
 
 class PlanStore:
@@ -360,6 +370,7 @@ class PlanStore:
             _want(connection, states, plans)
             self._fall_back(connection, fall_back(states, plans), replanned)
         self._mark_at_risk(plans.values())
+        self._set_barriers(states, plans)
         return replanned
 
     def _apply(self, connection: Connection, plan: Plan, state: SchedulerState) -> PlanResult:
@@ -411,6 +422,18 @@ class PlanStore:
             marks = msgspec.json.encode(list(risky.values())).decode()
             connection.execute(_MARK_RISK, {"risky": marks})
 
+    def _set_barriers(
+        self, states: Mapping[str, SchedulerState], plans: Mapping[str, Plan]
+    ) -> None:
+        """Record the barriers that have changed, in a transaction without other locks."""
+        changed = changed_barriers(
+            (state.batches, plans[fleet].tight) for fleet, state in states.items()
+        )
+        if changed:
+            given = [{"batch": batch, "barrier": barrier} for batch, barrier in changed.items()]
+            with begin(self._engine) as connection:
+                connection.execute(_SET_BARRIERS, {"given": msgspec.json.encode(given).decode()})
+
 
 def look(connection: Connection) -> dict[str, SchedulerState]:
     """Return the open batches and the replicas by fleet; the rates are measured elsewhere.
@@ -442,6 +465,9 @@ def _state(fleet: Any, rows: Sequence[Any], workers: Mapping[FleetPool, Any]) ->
                 running_dedicated=row.running_dedicated,
                 unsplit=row.unsplit,
                 pinned=row.pinned,
+                tenant=TenantId(row.tenant_id),
+                priority=row.priority,
+                barrier=row.barrier,
             )
             for row in rows
         ),

@@ -98,7 +98,7 @@ SELECT t.id, t.name, l.fleet, count(DISTINCT b.id) AS batches,
 FROM ({BATCHES}
 UNION ALL
 SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, c.running_spot, c.running_dedicated, 0, 0, 0, false,
-  false
+  b.tenant_id, b.priority, b.barrier, false
 FROM batches b
 CROSS JOIN LATERAL (SELECT fleet FROM batch_parts WHERE batch_id = b.id OFFSET 0) p
 CROSS JOIN LATERAL (

@@ -295,7 +295,7 @@ def row_of(batch: Batch, now: datetime, tenant: str) -> BatchRow:
         parts=parts_of(batch),
         percent=percent,
         sla=sla_of(batch.sla_state),
-        due="" if batch.status in FINAL_STATUSES else _due(batch, now),
+        due="" if batch.status in FINAL_STATUSES else _due_first(batch, now),
         due_at=", ".join(filter(None, (f"Deadline {hint(batch.deadline)}", _due(batch, now)))),
         time=_time(batch, now),
         time_at=_time_hint(batch),
@@ -318,6 +318,12 @@ def _done(done: int, batch: Batch) -> str:
     if batch.total:
         return f"{number(done)} / {number(batch.total)}"
     return "not counted yet" if batch.ended_at is None else "not counted"
+
+
+def _due_first(batch: Batch, now: datetime) -> str:
+    """Return what orders the work of an active batch: its deadline, and its priority if it has one."""
+    priority = f"priority {batch.priority:+d}" if batch.priority else ""
+    return ", ".join(filter(None, (_due(batch, now), priority)))
 
 
 def _due(batch: Batch, now: datetime) -> str:

@@ -174,6 +174,7 @@ def facts(details: BatchDetails) -> None:
         **{f"Fleet {part.fleet}": part_in_words(part) for part in details.parts},
         "Endpoint": batch.endpoint,
         "Completion window": batch.completion_window,
+        "Priority": f"{batch.priority:+d}" if batch.priority else "",
         "Duration": "" if batch.ended_at is None else duration(batch.ended_at - batch.created_at),
         "Tokens (input / output)": tokens(batch),
         "Retries": number(batch.retries) if batch.retries else "",

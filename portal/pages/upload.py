@@ -12,6 +12,7 @@ from lowtide.batches.service import BatchRequest
 from lowtide.core.errors import LowtideError
 from lowtide.core.ids import format_batch_id, format_file_id
 from lowtide.files.model import FilePart, estimate_file
+from lowtide.planning.urgency import MAX_PRIORITY, MIN_PRIORITY
 from portal.components.basics import heading
 from portal.components.drop_zone import DropZone
 from portal.components.frame import frame, page
@@ -45,9 +46,15 @@ class BatchForm:
             with ui.element("div").classes("fields"):
                 self._window = ui.input("Completion window", value="24h")
                 self._user = ui.input("User", value=current_principal().name)
-                for field in (self._window, self._user):
+                self._priority = ui.number(
+                    "Priority", value=0, min=MIN_PRIORITY, max=MAX_PRIORITY, precision=0
+                )
+                for field in (self._window, self._user, self._priority):
                     field.props("dense outlined")
             ui.label("A number with a unit, such as 30m, 24h or 7d.").classes("muted small")
+            ui.label(
+                "Higher priorities run first, among your batches whose deadlines hold."
+            ).classes("muted small")
             self._kept = ui.label("").classes("muted small")
             self._problem = ui.label("").classes("banner").props("role=alert")
             with ui.element("div").classes("actions"):
@@ -92,6 +99,7 @@ class BatchForm:
                 completion_window=(self._window.value or "").strip(),
                 idempotency_key=self._key,
                 actor=principal.name,
+                priority=int(self._priority.value or 0),
             )
             batch = await in_thread(lambda: self._batches.create(tenant, request))
         except LowtideError as error:

@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from lowtide.buckets import remote
 from lowtide.cli.batch_view import facts
-from lowtide.cli.client import submit_url
+from lowtide.cli.client import Terms, submit_url
 from lowtide.core.ids import format_batch_id
 from lowtide.files.service import Upload
 from lowtide.pipeline import exports, imports
@@ -133,15 +133,14 @@ def test_command_submits_url(jobs: Jobs) -> None:
         batch = submit_url(
             client,
             INPUT,
+            Terms("2h", "ada", "s3://bucket/out/", priority=-2),
             endpoint="/v1/embeddings",
-            window="2h",
-            user="ada",
-            output_url="s3://bucket/out/",
         )
     body = jobs.api("GET", f"/v1/batches/{batch.id}").json
     assert (body["endpoint"], body["completion_window"]) == ("/v1/embeddings", "2h")
-    assert body["x_lowtide"]["user"] == "ada"
+    assert (body["x_lowtide"]["user"], body["x_lowtide"]["priority"]) == ("ada", -2)
     shown = facts(body)
+    assert shown["priority"] == -2
     assert (shown["imported from"], shown["export"]) == (INPUT, "s3://bucket/out/ pending")
 
 

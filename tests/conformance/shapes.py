@@ -69,6 +69,7 @@ USAGE = {
     "total_tokens",
 }
 X_LOWTIDE = {
+    "priority",
     "outcomes",
     "sla_state",
     "risk",

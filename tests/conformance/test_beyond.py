@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PAGES = "`batches/{id}/requests`: the lines of a batch, by status and pool"
 BUCKETS = "`input_url` and `output_url`: only in registered buckets"
+PRIORITY = "`x_lowtide.priority` of a batch, from -10 to 10: the order among a tenant's batches whose deadlines hold"
 SEARCH = "`search`: batches, files and requests by id, `custom_id`, user or metadata value"
 STREAM = "`batches/{id}/results`: results while the batch runs, from a cursor on"
 
@@ -230,6 +231,46 @@ def test_extension_has_sla_state_deadline_and_pools(completed: Ended) -> None:
     assert (extension["sla_state"], extension["deadline"]) == ("Met", batch["expires_at"])
     assert set(extension["pools"]) == {"spot", "dedicated"}
     assert sum(extension["pools"].values()) == counts["completed"] + counts["failed"]
+
+
+@proves(Area.BEYOND, PRIORITY)
+@pytest.mark.parametrize(
+    ("extension", "priority"),
+    [
+        (None, 0),
+        ({}, 0),
+        ({"priority": None}, 0),
+        ({"priority": -10}, -10),
+        ({"priority": 10.0}, 10),
+    ],
+)
+def test_priority_is_kept(server: Server, extension: dict[str, Any] | None, priority: int) -> None:
+    batch = server.create(jsonl(request("a")), x_lowtide=extension)
+    assert batch["x_lowtide"]["priority"] == priority
+    assert server.finish(batch)["x_lowtide"]["priority"] == priority
+
+
+@proves(Area.BEYOND, PRIORITY)
+@pytest.mark.parametrize(
+    ("priority", "fix"),
+    [
+        (-11, "from -10 to 10"),
+        (11, "from -10 to 10"),
+        (1e300, "from -10 to 10"),
+        (1.5, "multiple of 1"),
+        ("5", "Expected `int"),
+        (True, "Expected `int"),
+        ([1], "Expected `int"),
+    ],
+)
+def test_other_priority_is_refused(server: Server, priority: object, fix: str) -> None:
+    file = server.upload(jsonl(request("a")))["id"]
+    body = {"input_file_id": file, "x_lowtide": {"priority": priority}}
+    response = server.http.post("/v1/batches", json=body)
+    assert response.status_code == 400
+    error = check_error(response.json())
+    assert error["param"] == "x_lowtide.priority"
+    assert fix in error["message"]
 
 
 @proves(Area.BEYOND, "An OpenAPI 3.1 document, and a page that shows it without any other server")

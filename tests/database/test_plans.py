@@ -14,7 +14,7 @@ from sqlalchemy import text
 from lowtide.batches import answer_store, erasure
 from lowtide.batches import store as batches_store
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, new_id
-from lowtide.core.pools import DEFAULT_FLEET
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.files import store as files_store
 from lowtide.objects import data_keys
 from lowtide.pipeline import final_store, split_store
@@ -142,12 +142,22 @@ def test_claim_walks_its_index(loaded: World, lines: int, tenants: int) -> None:
     assert "Sort" not in _under(nodes, "LockRows")
 
 
-def test_lane_search_probes_queue_index(loaded: World) -> None:
+@pytest.mark.parametrize(
+    ("pool", "orders"),
+    [
+        (Pool.SPOT, {"batches_in_order"}),
+        (Pool.DEDICATED, {"batches_of_tenant", "batches_active"}),
+    ],
+)
+def test_lane_search_reads_lanes_in_order_and_probes_queue_index(
+    loaded: World, pool: Pool, orders: set[str]
+) -> None:
     nodes = plan_nodes(
-        loaded.worker, claiming.LANES, fleet=DEFAULT_FLEET, pool="spot", most=100, without=[]
+        loaded.worker, claiming.LANES[pool], fleet=DEFAULT_FLEET, pool=pool, most=100, without=[]
     )
     assert _scanned(nodes) == set()
     assert "queue_claim" in _indexes(nodes)
+    assert orders & _indexes(nodes)
     assert "Sort" not in _kinds(nodes)
 
 

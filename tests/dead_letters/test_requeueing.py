@@ -132,8 +132,9 @@ def _lines(numbers: Sequence[int], count: int = 9) -> bytes:
 def test_requeue_creates_batch_of_dead_letters(services: DeadLetterServices) -> None:
     world = services.world
     source, letters = services.batch(
-        completion_window="2h", user="ada", metadata={"team": "harbour"}, output_expires_after=7200
-    )
+        completion_window="2h", user="ada", metadata={"team": "harbour"}, output_expires_after=7200,
+        priority=4,
+    )  # fmt: skip
     before = (world.row(source), world.rows("SELECT * FROM results ORDER BY line"))
     outcome = services.requeue(letters)
     ((new,),) = (tuple(outcome.batches),)
@@ -142,7 +143,7 @@ def test_requeue_creates_batch_of_dead_letters(services: DeadLetterServices) -> 
     assert new.batch is not None
     row = world.row(new.batch)
     assert (row.status, row.endpoint, row.user_id) == ("validating", "/v1/embeddings", "ada")
-    assert (row.completion_window, row.output_expires_after) == ("2h", 7200)
+    assert (row.completion_window, row.output_expires_after, row.priority) == ("2h", 7200, 4)
     assert (row.deadline - row.created_at).total_seconds() == 7200
     assert row.metadata == {"team": "harbour", "dead_letters_of": format_batch_id(source)}
     assert services.content(new.batch) == _lines([2, 3, 9])

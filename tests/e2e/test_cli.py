@@ -106,10 +106,11 @@ def test_cancel_ends_running_batch(stack: LocalStack, tmp_path: Path) -> None:
     source = chat_file(50_000)
     path = tmp_path / "in.jsonl"
     path.write_bytes(source)
-    batch = run_json(stack, "submit", path, "--window", "2h")["id"]
+    batch = run_json(stack, "submit", path, "--window", "2h", "--priority", "-3")["id"]
     until(lambda: stack.batch(batch)["status"] == "in_progress", "the batch is split")
     assert run_json(stack, "cancel", batch)["status"] in {"cancelling", "cancelled"}
     final = stack.follow(batch)[-1]
+    assert final["x_lowtide"]["priority"] == -3
     output, errors = (stack.content(final[f"{role}_file_id"]) for role in ("output", "error"))
     oracle.check(final, source, output, errors, answers=simulated_answer, status="cancelled")
     assert {one.error["code"] for one in oracle.outcomes(errors) if one.error} == {

@@ -27,6 +27,7 @@ from lowtide.planning.demand import (
 )
 from lowtide.planning.escalation import OpenBatch
 from lowtide.planning.state import SchedulerState, decide
+from lowtide.planning.urgency import changed_barriers
 from lowtide.queue.fairness import FairShare, Lane
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Scenario:
     """One installation: the true values, of which forecasts know only what is configured.
 
     Every `lifetime` seconds a random part of the spot workers is lost for `outage` seconds; other
-    tenants and the batch's own send batches of about half its size every `arrival` seconds.
+    tenants and the batch's own send batches of about half its size every `arrival` seconds, with random
+    priorities if they are `prioritized`.
     """
 
     rng: Random
@@ -63,6 +65,8 @@ class Scenario:
     arrival: float
     size: int
     window: float
+    prioritized: Random | None = None
+    margin: float = 30.0
 
     @property
     def fleet(self) -> FleetCapacity:
@@ -71,15 +75,15 @@ class Scenario:
             rate=self.rate * self.spread,
             replicas=self.dedicated,
             cold_start=self.cold_start,
-            margin=30.0,
+            margin=self.margin,
             tick=TICK,
             in_flight=self.slots,
         )
         return FleetCapacity(capacity, self.spot, RETRY)
 
 
-def scenario(seed: int) -> Scenario:
-    """Return a random scenario."""
+def scenario(seed: int, *, prioritized: bool = False) -> Scenario:
+    """Return a random scenario, the same one with priorities and without."""
     rng = Random(seed)  # noqa: S311
     tenants = rng.randint(1, 4)
     rate, slots, most = rng.uniform(0.3, 3.0), rng.choice([2, 4, 8]), rng.randint(2, 8)
@@ -101,6 +105,7 @@ def scenario(seed: int) -> Scenario:
         arrival=rng.choice([math.inf, alone * 2, alone * 4]),
         size=size,
         window=max(240.0, alone * rng.choice([1.5, 4.0, 12.0, 40.0])),
+        prioritized=Random(seed) if prioritized else None,  # noqa: S311
     )
 
 
@@ -124,6 +129,9 @@ class Work:
     at_risk: bool = False
     finished: float | None = None
     last_at: float = 0.0
+    priority: int = 0
+    barrier: datetime | None = None
+    on_dedicated: int = 0
     key: BatchId = field(init=False)
 
     def __post_init__(self) -> None:
@@ -206,14 +214,16 @@ class Simulation:
 
     def _arrive(self, tenant: int, size: int, window: float) -> None:
         setting = self.setting
+        priority = 0 if setting.prioritized is None else setting.prioritized.randint(-10, 10)
         self._sequence += 1
         number = TARGET if window > 0 else self._sequence + TARGET
         if window <= 0:
             alone = size / (setting.rate * setting.spot.replicas)
             window = max(240.0, alone * setting.rng.choice([2.0, 8.0, 40.0]))
         self.work[number] = Work(
-            number, tenant, size, self.now, self.now + window + (number % 1000) * 1e-3, spot=size
-        )
+            number, tenant, size, self.now, self.now + window + (number % 1000) * 1e-3, spot=size,
+            priority=priority,
+        )  # fmt: skip
         self._claim_all()
 
     def _on_target(self, _: object) -> None:
@@ -260,6 +270,9 @@ class Simulation:
                     running_spot=work.running[Pool.SPOT],
                     dedicated=work.dedicated,
                     running_dedicated=work.running[Pool.DEDICATED],
+                    tenant=self._tenants[work.tenant],
+                    priority=work.priority,
+                    barrier=work.barrier,
                 )
                 for work in open_work
             ),
@@ -276,6 +289,8 @@ class Simulation:
         self.wished = state.wishes(plan.replicas)
         for work in open_work:
             work.at_risk = work.key in plan.at_risk
+        for batch, barrier in changed_barriers([(state.batches, plan.tight)]).items():
+            self.work[batch.int].barrier = barrier
         for move in plan.escalations:
             work = self.work[move.batch.int]
             lines = min(move.lines, work.spot)
@@ -374,6 +389,8 @@ class Simulation:
                     setting.weights[work.tenant],
                     work.at_risk,
                     setting.limits[work.tenant],
+                    priority=work.priority,
+                    barrier=self._barrier(work),
                 )
                 for work in self.work.values()
                 if self._waiting(work, worker.pool) > 0 and work.tenant not in tried
@@ -397,6 +414,11 @@ class Simulation:
     @staticmethod
     def _waiting(work: Work, pool: Pool) -> int:
         return work.spot if pool is Pool.SPOT else work.dedicated
+
+    def _barrier(self, work: Work) -> float:
+        if work.barrier is None:
+            return math.inf
+        return (work.barrier - _time(self.now)).total_seconds()
 
     def _room(self, tenant: int) -> int:
         limit = self.setting.limits[tenant]
@@ -436,6 +458,7 @@ class Simulation:
             self._at(again, "retry", (work, worker.pool))
         else:
             work.ended += 1
+            work.on_dedicated += worker.pool is Pool.DEDICATED
             work.running_seconds += self.now - since
             if work.open == 0:
                 work.finished = self.now
@@ -476,6 +499,8 @@ class Simulation:
                     setting.limits[work.tenant],
                     work.at_risk,
                     last_at=_time(work.last_at) if work.delayed else None,
+                    priority=work.priority,
+                    barrier=work.barrier,
                 )
                 for work in self.work.values()
                 if work.open > 0
@@ -501,10 +526,12 @@ class Simulation:
         )
 
 
-def moments(seeds: Iterator[int] | range) -> Iterator[tuple[int, Moment, FleetCapacity, float]]:
+def moments(
+    seeds: Iterator[int] | range, *, prioritized: bool = False
+) -> Iterator[tuple[int, Moment, FleetCapacity, float]]:
     """Yield a random moment of each run, the configuration, and the seconds until the true end."""
     for seed in seeds:
-        setting = scenario(seed)
+        setting = scenario(seed, prioritized=prioritized)
         simulation = Simulation(setting)
         end = simulation.run()
         moment = simulation.moment

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from statistics import median
 
+import pytest
+
 from tests.explain.simulator import moments
 
 RUNS = 200
@@ -12,9 +14,10 @@ MAX_WIDTH = 1.1
 """A batch that has an hour to go ends half an hour sooner or later, in nine of ten runs."""
 
 
-def test_range_holds_in_nine_of_ten_runs() -> None:
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_range_holds_in_nine_of_ten_runs(*, prioritized: bool) -> None:
     held, widths, errors = 0, [], []
-    runs = list(moments(range(RUNS)))
+    runs = list(moments(range(RUNS), prioritized=prioritized))
     for seed, moment, fleet, left in runs:
         forecast = moment.workload.forecast(moment.batch, fleet)
         assert forecast is not None, seed

@@ -49,7 +49,7 @@ def _statements(world: World, batch: BatchId) -> dict[str, tuple[str, str, dict[
     scaler = query.partition("query: >-\n")[2].partition("targetQueryValue")[0]
     return {
         "claim": ("worker", claiming.TAKE, {"lease": lease, "shares": json.dumps(shares)} | lane),
-        "lanes": ("worker", claiming.LANES, {"most": 100, "without": []} | lane),
+        "lanes": ("worker", claiming.LANES[Pool.SPOT], {"most": 100, "without": []} | lane),
         "escalation": (
             "worker", plan.ESCALATE, {"fleet": DEFAULT_FLEET, "moves": json.dumps(move)},
         ),

@@ -65,6 +65,14 @@ def test_create_accepts_original_body(api: Api, file_id: str) -> None:
     assert (batch["endpoint"], batch["completion_window"]) == ("/v1/embeddings", "24h")
 
 
+@pytest.mark.parametrize("priority", [-10, 0, 10, 7.0])
+def test_priority_is_returned(api: Api, file_id: str, priority: float) -> None:
+    body = {"input_file_id": file_id, "x_lowtide": {"priority": priority}}
+    batch = _create(api, body).json
+    assert batch["x_lowtide"]["priority"] == priority
+    assert api("GET", f"/v1/batches/{batch['id']}").json == batch
+
+
 def test_unknown_fields_are_ignored(api: Api, file_id: str) -> None:
     body = {"input_file_id": file_id, "new_field": {"deep": [1, None]}, "service_tier": "flex"}
     assert _create(api, body).status_code == 200
@@ -100,6 +108,12 @@ BAD_BODIES = [
         {"output_expires_after": {"anchor": "created_at", "seconds": 1}}, 400,
         "output_expires_after", id="expires too soon",
     ),
+    pytest.param({"x_lowtide": {"priority": 11}}, 400, "x_lowtide.priority", id="priority 11"),
+    pytest.param({"x_lowtide": {"priority": -11}}, 400, "x_lowtide.priority", id="priority -11"),
+    pytest.param({"x_lowtide": {"priority": 0.5}}, 400, "x_lowtide.priority", id="half a priority"),
+    pytest.param({"x_lowtide": {"priority": "high"}}, 400, "x_lowtide.priority", id="priority a word"),
+    pytest.param({"x_lowtide": {"prio": 1}}, 400, "x_lowtide", id="an unknown extension"),
+    pytest.param({"x_lowtide": 5}, 400, "x_lowtide", id="extension a number"),
 ]  # fmt: skip
 
 
@@ -159,7 +173,7 @@ _JSON = st.recursive(
     max_leaves=8,
 )
 _NAMES = "input_file_id inputFileId userId endpoint completion_window metadata x"
-_FIELDS = st.sampled_from([*_NAMES.split(), "output_expires_after"])
+_FIELDS = st.sampled_from([*_NAMES.split(), "output_expires_after", "x_lowtide"])
 
 
 @given(st.dictionaries(_FIELDS, _JSON, max_size=6) | _JSON)
@@ -208,6 +222,7 @@ def test_same_idempotency_key_returns_same_batch(api: Api, world: World, file_id
         {"metadata": {"a": "c"}},
         {"output_expires_after": {"anchor": "created_at", "seconds": 7200}},
         {"userId": "ada"},
+        {"x_lowtide": {"priority": 1}},
         {"input_file_id": "another"},
     ],
     ids=str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,24 @@ def test_requests_of_tenant_and_of_others_are_counted_apart() -> None:
         batch, [Contender(4000, 20, sharer=1), Contender(4000, 30, 2), Contender(500, 7, 3)], ONE
     )
     assert (turn.own, turn.others, turn.seconds) == (20, 37, 157)
+
+
+def test_priorities_order_the_own_batches() -> None:
+    batch = Contender(5000, 100, sharer=1, priority=1)
+    earlier, later = Contender(4000, 20, sharer=1), Contender(80_000, 30, sharer=1, priority=2)
+    assert turn_of(batch, [earlier, later], ONE).own == 30
+    tight = replace(earlier, barrier=4000)
+    assert turn_of(batch, [tight, later], ONE).own == 50
+    assert turn_of(earlier, [batch, later], ONE).own == 130
+
+
+def test_batch_that_waits_for_a_later_one_is_no_more_urgent_to_others() -> None:
+    waiting, urgent = Contender(2000, 20, sharer=1), Contender(80_000, 30, sharer=1, priority=2)
+    other = Contender(5000, 100, sharer=2)
+    alone, both = turn_of(other, [waiting], ONE), turn_of(other, [waiting, urgent], ONE)
+    assert (alone.others, both.others) == (20, 0)
+    turn = turn_of(waiting, [urgent, other], ONE)
+    assert (turn.own, turn.others) == (30, 100)
 
 
 def test_limited_tenant_takes_no_more_than_its_limit() -> None:

@@ -132,6 +132,12 @@ def test_row_shows_status_sla_and_deadline(
     assert row["due_at"].partition(" UTC")[2].removeprefix(", ") == due
 
 
+def test_row_of_active_batch_shows_its_priority() -> None:
+    assert row_of(RUNNING, NOW, "")["due"] == "23 h left"
+    assert row_of(replace(RUNNING, priority=5), NOW, "")["due"] == "23 h left, priority +5"
+    assert row_of(replace(DONE, priority=5), NOW, "")["due"] == ""
+
+
 def test_row_of_unsplit_batch_has_no_progress() -> None:
     row = row_of(
         replace(

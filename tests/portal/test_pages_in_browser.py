@@ -136,13 +136,18 @@ def test_invalid_file_is_explained_and_valid_one_becomes_batch(
     page.get_by_role("button", name="Create batch").click()
     page.get_by_text("Invalid completion_window 'never'").wait_for()
     page.get_by_label("Completion window").fill("2h")
+    page.get_by_label("Priority").fill("5")
     page.get_by_role("button", name="Create batch").click()
     link = page.get_by_role("link", name=re.compile("^View batch_"))
     link.wait_for()
     with shared.engine("operator").connect() as connection:
-        batch = connection.execute(text("SELECT id, completion_window FROM batches")).one()
+        batch = connection.execute(
+            text("SELECT id, completion_window, priority FROM batches")
+        ).one()
     assert link.get_attribute("href") == f"/batches/batch_{batch.id.hex}"
-    assert batch.completion_window == "2h"
+    assert (batch.completion_window, batch.priority) == ("2h", 5)
+    link.click()
+    page.get_by_text("+5", exact=True).wait_for()
     assert visited.problems == []
 
 

@@ -6,12 +6,13 @@ of their own. The model checks only the rules that every fair choice obeys.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from lowtide.core.pools import Pool
-from lowtide.queue.fairness import Lane, urgency
+from lowtide.queue.fairness import Lane, ranked
 from tests import oracle
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ class Request:
 
 @dataclass
 class Batch:
-    """`due_in` is seconds from its creation; `number` counts batches in order of creation."""
+    """`due_in` is seconds from its creation; `number` counts batches in order of creation.
+
+    `barrier` is that of the database, as a Unix time.
+    """
 
     id: BatchId
     number: int
@@ -60,6 +64,9 @@ class Batch:
     status: str = "in_progress"
     ending: bool = False
     at_risk: bool = False
+    priority: int = 0
+    is_tight: bool = False
+    barrier: float = math.inf
     accepted: int = 0
     seconds: dict[Pool, float] = field(default_factory=lambda: dict.fromkeys(Pool, 0.0))
     retried: int = 0
@@ -94,9 +101,12 @@ class Batch:
             if request.place in places:
                 request.place = "dropped"
 
-    def urgency(self, pool: Pool) -> tuple[float, float, int]:
-        lane = Lane(self.id, self.tenant, self.due_in, at_risk=self.at_risk)
-        return urgency(lane, pool), self.due_in, self.number
+    @property
+    def lane(self) -> Lane:
+        return Lane(
+            self.id, self.tenant, self.due_in, at_risk=self.at_risk, priority=self.priority,
+            barrier=self.barrier,
+        )  # fmt: skip
 
 
 @dataclass
@@ -176,14 +186,14 @@ class Model:
     def _check_order(
         pool: Pool, claimed: list[Batch], remaining: list[Batch], rooms: Mapping[TenantId, float]
     ) -> None:
+        order = _order(pool, {batch.id: batch for batch in [*claimed, *remaining]}.values())
         for first in claimed:
             for second in remaining:
+                (level, place), (other_level, other_place) = order[first.id], order[second.id]
                 if first.tenant == second.tenant:
-                    assert first.urgency(pool) <= second.urgency(pool), "earliest deadline first"
+                    assert place <= other_place, "in the tenant's own order"
                 elif rooms[second.tenant] > 0:
-                    of_first, of_second = first.urgency(pool), second.urgency(pool)
-                    places = 2 if pool is Pool.DEDICATED else 1
-                    assert of_first[:places] <= of_second[:places], "most urgent first"
+                    assert level <= other_level, "most urgent first"
 
     def check(self, snapshot: Mapping[str, Any]) -> None:
         """Compare a snapshot of the database with the model."""
@@ -204,6 +214,18 @@ class Model:
             assert drained.get(f"batch_{id_.hex}", 0) == batch.announced, "drained once"
             of_batch = {int(line): state for line, state in letters.get(str(id_), {}).items()}
             assert of_batch == batch.letters
+
+
+def _order(pool: Pool, batches: Iterable[Batch]) -> dict[BatchId, tuple[float, int]]:
+    """Return the urgency of each batch, and its place among those of its tenant."""
+    tenants: dict[TenantId, list[Batch]] = {}
+    for batch in sorted(batches, key=lambda batch: (batch.due_in, batch.number)):
+        tenants.setdefault(batch.tenant, []).append(batch)
+    return {
+        lane.batch: (level, place)
+        for own in tenants.values()
+        for place, (level, lane) in enumerate(ranked([batch.lane for batch in own], pool))
+    }
 
 
 def _check_request(place: str, request: Request, row: Mapping[str, Any]) -> None:

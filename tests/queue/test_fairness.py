@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lowtide.core.ids import BatchId, TenantId
 from lowtide.core.pools import Pool
-from lowtide.queue.fairness import FairShare, Lane, Share, urgency, without
+from lowtide.queue.fairness import FairShare, Lane, Share, ranked, without
 
 A, B, C = (TenantId(UUID(int=number)) for number in (1, 2, 3))
 
@@ -51,10 +51,11 @@ def serve(shares: FairShare, lanes: list[Lane], requests: int) -> Counter[Tenant
 def test_spot_ranks_by_urgency_class_and_dedicated_by_deadline(
     left: float, expected: float
 ) -> None:
-    assert urgency(lane(A, 1, left), Pool.SPOT) == expected
-    assert urgency(lane(A, 1, left, at_risk=True), Pool.SPOT) == 0.0
-    assert urgency(lane(A, 1, left), Pool.DEDICATED) == left
-    assert urgency(lane(A, 1, left, at_risk=True), Pool.DEDICATED) == left
+    holds, risky = lane(A, 1, left), lane(A, 1, left, at_risk=True)
+    assert ranked([holds], Pool.SPOT) == [(expected, holds)]
+    assert ranked([risky], Pool.SPOT) == [(0.0, risky)]
+    assert ranked([holds], Pool.DEDICATED) == [(left, holds)]
+    assert ranked([risky], Pool.DEDICATED) == [(left, risky)]
 
 
 def test_empty_queue_gets_no_shares() -> None:

@@ -159,7 +159,10 @@ def test_requests_in_backoff_are_not_read(world: World) -> None:
     world.run("UPDATE queue SET available_at = now() WHERE batch_id = :b AND line <= 50", b=waiting)
     assert pages_read(world.worker, TAKE, **_claim_parameters(lease, waiting)) < alone + 50
     assert (
-        pages_read(world.worker, LANES, fleet=DEFAULT_FLEET, pool="spot", most=100, without=[]) < 50
+        pages_read(
+            world.worker, LANES[Pool.SPOT], fleet=DEFAULT_FLEET, pool="spot", most=100, without=[]
+        )
+        < 50
     )
 
 

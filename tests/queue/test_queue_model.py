@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -135,7 +136,15 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _apply(self, plan: Plan) -> tuple[int, int, int]:
         risky = frozenset(id_ for id_, batch in self.model.batches.items() if batch.at_risk)
-        result = self.world.apply(replace(plan, at_risk=risky))
+        tight = self.world.rows(
+            "SELECT deadline FROM batches WHERE id = ANY(:ids) ORDER BY deadline",
+            ids=[id_ for id_, batch in self.model.batches.items() if batch.is_tight],
+        )
+        deadlines = [row.deadline for row in tight]
+        result = self.world.apply(replace(plan, at_risk=risky, tight=deadlines))
+        for row in self.world.rows("SELECT id, barrier FROM batches"):
+            barrier = math.inf if row.barrier is None else row.barrier.timestamp()
+            self.model.batches[BatchId(row.id)].barrier = barrier
         return result.escalated, result.revoked, result.returned
 
     @rule(
@@ -225,6 +234,24 @@ class QueueMachine(RuleBasedStateMachine):
     def put_at_risk(self, pick: int) -> None:
         model = self._batch(pick, "in_progress")
         model.at_risk = model.status == "in_progress"
+        self._apply(Plan())
+
+    @rule(pick=PICK, priority=st.integers(-10, 10))
+    @precondition(lambda self: self.steps % 4 == 1)
+    def prioritize(self, pick: int, priority: int) -> None:
+        model = self._batch(pick, "in_progress")
+        model.priority = priority
+        self.world.run(
+            "UPDATE batches SET priority = :priority WHERE id = :id",
+            priority=priority, id=model.id,
+        )  # fmt: skip
+        self._apply(Plan())
+
+    @rule(pick=PICK)
+    @precondition(lambda self: self.steps % 4 == 2)
+    def tighten(self, pick: int) -> None:
+        model = self._batch(pick, "in_progress")
+        model.is_tight = not model.is_tight
         self._apply(Plan())
 
     @rule(pool=st.sampled_from(list(Pool)))

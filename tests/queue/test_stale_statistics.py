@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from lowtide.core.pools import DEFAULT_FLEET
+from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.local.database import engine
 from lowtide.local.files import SUPERUSER
 from lowtide.pipeline.final_store import LINES
@@ -105,7 +105,12 @@ def claim_parameters(requests: int, line: int = 0) -> dict[str, object]:
 
 
 def test_lane_query_reads_few_rows(stale: Database) -> None:
-    assert rows_touched(stale, LANES, fleet=DEFAULT_FLEET, pool="spot", most=100, without=[]) < 100
+    assert (
+        rows_touched(
+            stale, LANES[Pool.SPOT], fleet=DEFAULT_FLEET, pool="spot", most=100, without=[]
+        )
+        < 100
+    )
 
 
 @pytest.mark.parametrize("line", [0, 3000])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import event, text
 
-from lowtide.core.ids import BatchId
+from lowtide.core.ids import DEFAULT_TENANT, BatchId
 from lowtide.core.pools import DEFAULT_FLEET, Depth, FleetPool, Pool
 from lowtide.engines.breaker import BreakerState
 from lowtide.planning.escalation import Move, OpenBatch, Plan
@@ -249,9 +249,10 @@ def test_scheduler_state_counts_requests_by_pool_and_state(world: World) -> None
     state = _scheduler_state(world)
     assert abs(state.now - datetime.now(UTC)) < timedelta(seconds=30)
     by_id = {each.id: each for each in state.batches}
-    assert by_id[batch] == OpenBatch(batch, by_id[batch].deadline, 4, 1, 3, 1)
+    of_tenant = partial(OpenBatch, tenant=DEFAULT_TENANT)
+    assert by_id[batch] == of_tenant(batch, by_id[batch].deadline, 4, 1, 3, 1)
     # A batch that is not split yet counts with the one line of its file.
-    assert by_id[new] == OpenBatch(new, by_id[new].deadline, 0, unsplit=1)
+    assert by_id[new] == of_tenant(new, by_id[new].deadline, 0, unsplit=1)
     assert set(by_id) == {batch, new}
     assert (state.present, state.models) == (1, frozenset({"m"}))
     assert (state.ended, state.retried) == (1, 1)

@@ -1,6 +1,6 @@
 """Views that a migration creates again unchanged when their tables change.
 
-0005 replaces `BATCH_STATES` with a view that has costs.
+From 0005 on, `COSTED_BATCH_STATES` replaces `BATCH_STATES`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,43 @@ CROSS JOIN LATERAL (
     coalesce(sum(replica_seconds) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated_seconds,
     coalesce(sum(running_seconds), 0) AS running_seconds
   FROM tallies WHERE batch_id = b.id
+) t
+CROSS JOIN LATERAL (
+  SELECT CASE WHEN b.drained_at IS NULL AND b.status IN ('in_progress', 'cancelling')
+    THEN (SELECT count(*) FROM claims WHERE batch_id = b.id)::integer ELSE 0 END AS running) c;
+"""
+
+COSTED_BATCH_STATES = """
+-- Counts come from the per-worker tallies, so that settling a request locks no shared row. `b.*` is
+-- fixed when the view is created: a migration that adds a column to batches creates it again.
+-- Processes of the previous release read spot_seconds and dedicated_seconds.
+CREATE VIEW batch_states WITH (security_invoker = true) AS
+SELECT b.*, n.batch_retention, c.running,
+  t.tallied_completed, t.tallied_failed, t.dead_lettered, t.interrupted, t.retried, t.escalated,
+  t.input_tokens, t.output_tokens, t.cached_tokens, t.reasoning_tokens, t.on_dedicated,
+  t.spot_seconds, t.dedicated_seconds, t.running_seconds,
+  t.spot_cost, t.dedicated_cost, t.all_dedicated_cost
+FROM batches b
+JOIN LATERAL (SELECT batch_retention FROM tenants WHERE id = b.tenant_id OFFSET 0) n ON true
+CROSS JOIN LATERAL (
+  SELECT coalesce(sum(completed), 0)::integer AS tallied_completed,
+    coalesce(sum(failed), 0)::integer AS tallied_failed,
+    coalesce(sum(dead_lettered), 0)::integer AS dead_lettered,
+    coalesce(sum(interrupted), 0)::integer AS interrupted,
+    coalesce(sum(retried), 0)::integer AS retried,
+    coalesce(sum(escalated), 0)::integer AS escalated,
+    coalesce(sum(input_tokens), 0)::bigint AS input_tokens,
+    coalesce(sum(output_tokens), 0)::bigint AS output_tokens,
+    coalesce(sum(cached_tokens), 0)::bigint AS cached_tokens,
+    coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning_tokens,
+    coalesce(sum(completed + failed) FILTER (WHERE pool = 'dedicated'), 0)::integer AS on_dedicated,
+    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'spot'), 0) AS spot_seconds,
+    coalesce(sum(replica_seconds) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated_seconds,
+    coalesce(sum(running_seconds), 0) AS running_seconds,
+    coalesce(sum(cost) FILTER (WHERE pool = 'spot'), 0) AS spot_cost,
+    coalesce(sum(cost) FILTER (WHERE pool = 'dedicated'), 0) AS dedicated_cost,
+    coalesce(sum(dedicated_cost), 0) AS all_dedicated_cost
+  FROM tally_costs(b.id, b.fleet, b.spot_price, b.dedicated_price)
 ) t
 CROSS JOIN LATERAL (
   SELECT CASE WHEN b.drained_at IS NULL AND b.status IN ('in_progress', 'cancelling')
