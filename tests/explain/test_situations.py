@@ -245,8 +245,16 @@ def test_constructed_factor_is_named(world: World, name: str) -> None:
 
 
 def _claims_of_others(world: World) -> None:
-    """Let another tenant run enough requests that no plan reads all claims."""
-    batch = world.batch(1000, tenant=tenant_with(world, "other"))
+    """Let another tenant have enough requests and batches that no plan reads all of them."""
+    other = tenant_with(world, "other")
+    batch = world.batch(1000, tenant=other)
+    world.run(
+        """INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
+             completion_window, status, created_at, deadline)
+           SELECT gen_random_uuid(), :tenant, 'u', gen_random_uuid(), 'k', '/v1/embeddings', '24h',
+             'completed', now(), now() FROM generate_series(1, 2000)""",
+        tenant=other,
+    )
     world.run(
         """INSERT INTO claims
            SELECT batch_id, tenant_id, batch_id, now(), now(), now(), line, 1, 0, 0, false, 'spot'
@@ -254,7 +262,7 @@ def _claims_of_others(world: World) -> None:
         batch=batch,
     )
     with world.database.engine("owner").begin() as connection:
-        connection.exec_driver_sql("ANALYZE claims, queue")
+        connection.exec_driver_sql("ANALYZE claims, queue, batches")
 
 
 @pytest.mark.parametrize(
