@@ -92,6 +92,19 @@ def test_everything_but_the_redirect_is_behind_https() -> None:
     assert config["data"]["LOWTIDE_PORTAL_HTTPS_ONLY"] == "true"
 
 
+def test_every_route_to_a_backend_has_a_timeout_of_its_own() -> None:
+    """Without one, Envoy Gateway cuts a download after 15 s."""
+    rules = [
+        (label(one), rule)
+        for one in rendered(TLS)
+        if one["kind"] == "HTTPRoute"
+        for rule in one["spec"]["rules"]
+        if "backendRefs" in rule
+    ]
+    assert {name for name, _ in rules} == {"HTTPRoute/lowtide", "HTTPRoute/portal"}
+    assert [name for name, rule in rules if "request" not in rule.get("timeouts", {})] == []
+
+
 @pytest.mark.parametrize(
     ("which", "break_it", "message"),
     [
