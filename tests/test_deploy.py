@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -36,14 +37,14 @@ def test_every_path_on_page_exists() -> None:
 
 
 def test_secrets_have_the_keys_that_manifests_reference(tmp_path: Path) -> None:
-    (script,) = blocks("sh local")
+    script, to_json = blocks("sh local")
     # The stub runs the image's programs from this environment.
     docker = tmp_path / "bin" / "docker"
     docker.parent.mkdir()
     docker.write_text('#!/bin/sh\n[ "$1 $2" = "run --rm" ] && shift 3 && exec "$@"\n')
     docker.chmod(0o755)
     done = subprocess.run(
-        ["sh", "-euc", script],  # noqa: S607
+        ["sh", "-euc", f"{script}\n{to_json}"],  # noqa: S607
         cwd=tmp_path,
         env={
             "PATH": f"{docker.parent}:{Path(sys.executable).parent}:/usr/bin:/bin",
@@ -62,6 +63,8 @@ def test_secrets_have_the_keys_that_manifests_reference(tmp_path: Path) -> None:
     for secret, name in (("lowtide-database", "database.env"), ("lowtide-keys", "keys.env")):
         pairs = [line.partition("=") for line in (tmp_path / name).read_text().splitlines()]
         assert all(value for _, _, value in pairs)
+        entry = json.loads((tmp_path / name).with_suffix(".json").read_text())
+        assert entry == {key: value for key, _, value in pairs}
         written[secret] = {key for key, _, _ in pairs}
     references = {
         (reference["name"], reference["key"], bool(reference.get("optional")))

@@ -15,6 +15,7 @@ from lowtide.events.model import EventType
 from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED, SpanKind
 
 if TYPE_CHECKING:
+    import uuid
     from collections.abc import Iterable
 
     import httpx
@@ -104,6 +105,9 @@ class Publisher:
         self._outbox = outbox
         self._tracer = tracer
         self._waiting: deque[Event] = deque()
+        # Those that wait or are being sent. A slow sink keeps them beyond their next attempt, when they
+        # are due again: a second place in the queue would only keep it slow.
+        self._known: set[uuid.UUID] = set()
         self._senders = 0
         self._changed = threading.Condition()
 
@@ -111,10 +115,13 @@ class Publisher:
         """Queue recorded events for sending. Never raises, and never waits for the sink."""
         with self._changed:
             for event in events:
+                if event.id in self._known:
+                    continue
                 if len(self._waiting) >= BACKLOG:
                     _log.warning("event.left", extra={"event_id": str(event.id)})
                     continue
                 self._waiting.append(event)
+                self._known.add(event.id)
                 if self._senders < _SENDERS:
                     self._start_sender()
 
@@ -150,6 +157,9 @@ class Publisher:
                 self._send(event)
             except Exception:  # noqa: BLE001 - the next event must not wait for a thread that is gone
                 _log.exception("event.unsent", extra={"event_id": str(event.id)})
+            finally:
+                with self._changed:
+                    self._known.discard(event.id)
 
     def _send(self, event: Event) -> None:
         attributes = {

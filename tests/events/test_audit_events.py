@@ -94,6 +94,18 @@ def test_who_writes_an_entry_cannot_remove_its_event(
     assert world.value("SELECT count(*) FROM outbox") == 1
 
 
+def test_tables_of_the_writer_do_not_stand_in_for_those_of_the_trigger(world: World) -> None:
+    with acting_for(world.api, DEFAULT_TENANT) as connection:
+        for table in (
+            "outbox (LIKE public.outbox INCLUDING DEFAULTS)",
+            "tenants (id uuid, name text)",
+        ):
+            connection.execute(text(f"CREATE TEMP TABLE {table} ON COMMIT DROP"))
+        note(connection, DEFAULT_TENANT, "laptop (api key 1)", "files.create", ["file-1"])
+    (event,) = AuditOutbox(world.worker).due(10)
+    assert (event.data["tenant"], event.data["subject"]) == ("default", "file-1")
+
+
 @pytest.mark.parametrize(
     ("statement", "index"), [(DUE, "outbox_due"), (AUDIT_DUE, "outbox_audit_due")]
 )

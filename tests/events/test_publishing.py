@@ -102,6 +102,17 @@ def test_failing_event_does_not_block_others(failure: Callable[[Event], bool]) -
     assert sink.sent.count(EVENTS[0]) == 2
 
 
+def test_events_that_wait_for_a_slow_sink_are_not_queued_again() -> None:
+    sink, outbox = _HangingSink(), _Outbox()
+    outbox.events = _events(20)
+    publisher = Publisher(sink, outbox)
+    for _ in range(3):
+        publisher.resend()
+    sink.released.set()
+    assert publisher.drain(10)
+    assert (sink.calls, outbox.events) == (20, [])
+
+
 def test_hanging_sink_blocks_no_caller() -> None:
     sink, outbox = _HangingSink(), _Outbox()
     publisher = Publisher(sink, outbox)

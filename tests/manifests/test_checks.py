@@ -11,7 +11,9 @@ import pytest
 from lowtide.identity.parsing import parse
 from lowtide.local.autoscaler import limited
 from lowtide.local.options import BadManifest
+from lowtide.local.rendering import documents as documents_of
 from lowtide.local.rendering import render
+from lowtide.settings import Settings
 from manifests import bounds, check, kubectl, policies
 from manifests.overlays import KUSTOMIZATIONS, OVERLAYS, ROOT, label, others, rendered
 from manifests.policies import Allowance, Finding
@@ -90,6 +92,31 @@ def test_everything_but_the_redirect_is_behind_https() -> None:
     (config,) = [one for one in documents if label(one) == "ConfigMap/lowtide-config"]
     assert config["data"]["LOWTIDE_API_URL"] == f"https://{listeners['api']['hostname']}"
     assert config["data"]["LOWTIDE_PORTAL_HTTPS_ONLY"] == "true"
+
+
+def test_every_route_to_a_backend_has_a_timeout_of_its_own() -> None:
+    """Without one, Envoy Gateway cuts a download after 15 s."""
+    rules = [
+        (label(one), rule)
+        for one in rendered(TLS)
+        if one["kind"] == "HTTPRoute"
+        for rule in one["spec"]["rules"]
+        if "backendRefs" in rule
+    ]
+    assert {name for name, _ in rules} == {"HTTPRoute/lowtide", "HTTPRoute/portal"}
+    assert [name for name, rule in rules if "request" not in rule.get("timeouts", {})] == []
+
+
+def test_broker_answers_for_the_siem_before_the_scheduler_gives_up() -> None:
+    (trigger,) = documents_of(ROOT / "knative/examples/audit-events.yaml")
+    delivery = trigger["spec"]["delivery"]
+    delay, attempt = (
+        float(delivery[name].removeprefix("PT").removesuffix("S"))
+        for name in ("backoffDelay", "timeout")
+    )
+    retries = range(1, delivery["retry"] + 1)
+    longest = attempt + sum(delay * 2**number + attempt for number in retries)
+    assert longest < Settings.model_fields["event_sink_timeout"].default
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,10 @@ CREATE POLICY kept_audit ON outbox AS RESTRICTIVE FOR DELETE TO lowtide_api, low
   USING (type <> 'dev.lowtide.audit');
 
 -- In the transaction and with the rights of whoever writes the entry: no entry without its event, and
--- no event without its entry. The event's data is a line of `lowtide audit export`.
-CREATE FUNCTION announce_audit_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+-- no event without its entry. A temporary table of the writer's does not stand in for the outbox. The
+-- event's data is a line of `lowtide audit export`.
+CREATE FUNCTION announce_audit_entry() RETURNS trigger
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
   INSERT INTO outbox (id, tenant_id, type, subject, data, next_at)
   VALUES (uuidv7(), NEW.tenant_id, 'dev.lowtide.audit', NEW.action, jsonb_build_object(
