@@ -37,25 +37,39 @@ OWN_ATTEMPT_SECONDS = 5.0
 """Seconds for the process that recorded an event to send it, before the scheduler does."""
 _RETRY_SECONDS = 10.0
 _LONGEST_RETRY_SECONDS = 300.0
+_BACKOFF = {"base": _RETRY_SECONDS, "most": _LONGEST_RETRY_SECONDS}
 _RETENTION_SECONDS = 86_400.0
 _ADD = text("""
 INSERT INTO outbox (id, tenant_id, type, subject, data, traceparent, tracestate, next_at)
 VALUES (:id, :tenant, :type, :subject, cast(:data AS jsonb), :traceparent, :tracestate,
   now() + make_interval(secs => :delay))
 """)
-# Counted before the attempt, so that one that crashes the process counts, too. Entries of the audit
-# log are written by a trigger, and have an index of their own.
-_DUE_OF = """
-UPDATE outbox SET attempts = attempts + 1,
-  next_at = now() + make_interval(secs => least(:most, :base * 2 ^ least(attempts, 16)))
+# Counted before the attempt, so that one that crashes the process counts, too.
+_ATTEMPT = """attempts = attempts + 1,
+  next_at = now() + make_interval(secs => least(:most, :base * 2 ^ least(attempts, 16)))"""
+DUE = f"""
+UPDATE outbox SET {_ATTEMPT}
 WHERE id = ANY(ARRAY(
-  SELECT id FROM outbox WHERE next_at <= now() AND {rows} ORDER BY next_at LIMIT :limit
-  FOR UPDATE SKIP LOCKED))
+  SELECT id FROM outbox WHERE next_at <= now() ORDER BY next_at LIMIT :limit FOR UPDATE SKIP LOCKED))
 RETURNING id, type, tenant_id, subject, data, traceparent, tracestate, attempts,
   created_at < now() - make_interval(secs => :kept) AS is_old
+"""  # noqa: S608
+_DUE = text(DUE)
+AUDIT_DUE = f"""
+UPDATE audit_outbox SET {_ATTEMPT}
+WHERE id = ANY(ARRAY(
+  SELECT id FROM audit_outbox WHERE next_at <= now() ORDER BY next_at LIMIT :limit
+  FOR UPDATE SKIP LOCKED))
+RETURNING id, tenant_id, action, data
+"""  # noqa: S608
+AUDIT_GIVEN_UP = """
+DELETE FROM audit_outbox WHERE id = ANY(ARRAY(
+  SELECT id FROM audit_outbox WHERE created_at < now() - make_interval(secs => :kept)
+  ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED))
 """
-DUE = _DUE_OF.format(rows="type <> 'dev.lowtide.audit'")
-AUDIT_DUE = _DUE_OF.format(rows="type = 'dev.lowtide.audit'")
+_AUDIT_DUE, _AUDIT_GIVEN_UP = text(AUDIT_DUE), text(AUDIT_GIVEN_UP)
+_AUDIT_FORGET = text("DELETE FROM audit_outbox WHERE id = :id")
+_GIVEN_UP_AT_ONCE = 10_000
 _FORGET = text("DELETE FROM outbox WHERE id = :id")
 _FORGET_ALL = text("DELETE FROM outbox WHERE id = ANY(:ids)")
 _log = logging.getLogger(__name__)
@@ -80,8 +94,6 @@ def add_event(connection: Connection, event: Event, *, delay: float = OWN_ATTEMP
 class Outbox:
     """The outbox: of all tenants for a worker role, of the event's tenant for the API role."""
 
-    _due = text(DUE)
-
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
@@ -89,16 +101,11 @@ class Outbox:
         """Return up to `limit` events to be sent now, and schedule their next attempts.
 
         An event that was not accepted for a day is dropped: the scheduler announces the pending
-        step of a batch again anyway, and an audit entry is still in the log.
+        step of a batch again anyway.
         """
-        parameters = {
-            "limit": limit,
-            "base": _RETRY_SECONDS,
-            "most": _LONGEST_RETRY_SECONDS,
-            "kept": _RETENTION_SECONDS,
-        }
+        parameters = {"limit": limit, "kept": _RETENTION_SECONDS, **_BACKOFF}
         with begin(self._engine) as connection:
-            rows = connection.execute(self._due, parameters).all()
+            rows = connection.execute(_DUE, parameters).all()
             expired = [row for row in rows if row.is_old]
             if expired:
                 connection.execute(_FORGET_ALL, {"ids": [row.id for row in expired]})
@@ -114,10 +121,38 @@ class Outbox:
             connection.execute(_FORGET, {"id": event.id})
 
 
-class AuditOutbox(Outbox):
-    """The audit log's part of the outbox: an event for each entry, which a trigger writes."""
+class AuditOutbox:
+    """The events of audit entries, which a trigger writes; as the scheduler's role."""
 
-    _due = text(AUDIT_DUE)
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def due(self, limit: int) -> Sequence[Event]:
+        """Return up to `limit` events to be sent now, and schedule their next attempts.
+
+        Those that were not accepted for a day are dropped: their entries are still in the log.
+        """
+        with begin(self._engine) as connection:
+            expiry = {"kept": _RETENTION_SECONDS, "limit": _GIVEN_UP_AT_ONCE}
+            given_up = connection.execute(_AUDIT_GIVEN_UP, expiry).rowcount
+            rows = connection.execute(_AUDIT_DUE, {"limit": limit, **_BACKOFF}).all()
+        if given_up:
+            _log.error("audit_events.given_up", extra={"events": given_up})
+        return [
+            Event(
+                row.id,
+                EventType.AUDIT,
+                None if row.tenant_id is None else TenantId(row.tenant_id),
+                row.action,
+                row.data,
+            )
+            for row in rows
+        ]
+
+    def forget(self, event: Event) -> None:
+        """Delete an event that was accepted."""
+        with begin(self._engine) as connection:
+            connection.execute(_AUDIT_FORGET, {"id": event.id})
 
 
 # The previous or next release may record other types, which its own scheduler sends.

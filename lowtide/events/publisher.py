@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import httpx
 
     from lowtide.events.model import Event, EventSink
-    from lowtide.events.outbox import Outbox
+    from lowtide.events.outbox import AuditOutbox, Outbox
     from lowtide.telemetry.tracing import TraceContext, Tracer
 
 
@@ -100,7 +100,9 @@ class Publisher:
     the process ends, or over BACKLOG stay in the outbox, and the scheduler sends them.
     """
 
-    def __init__(self, sink: EventSink, outbox: Outbox, *, tracer: Tracer = UNTRACED) -> None:
+    def __init__(
+        self, sink: EventSink, outbox: Outbox | AuditOutbox, *, tracer: Tracer = UNTRACED
+    ) -> None:
         self._sink = sink
         self._outbox = outbox
         self._tracer = tracer
@@ -108,6 +110,7 @@ class Publisher:
         # Those that wait or are being sent. A slow sink keeps them beyond their next attempt, when they
         # are due again: a second place in the queue would only keep it slow.
         self._known: set[uuid.UUID] = set()
+        self._may_have_more = False
         self._senders = 0
         self._changed = threading.Condition()
 
@@ -126,11 +129,16 @@ class Publisher:
                     self._start_sender()
 
     def resend(self) -> None:
-        """Queue events whose next attempt must run now; each is sent independently."""
+        """Queue events whose next attempt must run now; each is sent independently.
+
+        If there are more than BACKLOG, the last sender fetches the next ones.
+        """
         with self._changed:
             room = BACKLOG - len(self._waiting)
         if room:
-            self.publish(self._outbox.due(room))
+            due = self._outbox.due(room)
+            self._may_have_more = len(due) == room
+            self.publish(due)
 
     def drain(self, seconds: float) -> bool:
         """Wait until no events are left, for at most `seconds`; return True if so."""
@@ -148,11 +156,18 @@ class Publisher:
     def _send_waiting(self) -> None:
         while True:
             with self._changed:
-                if not self._waiting:
+                may_have_more = self._may_have_more and not self._waiting
+                if may_have_more:
+                    self._may_have_more = False
+                elif not self._waiting:
                     self._senders -= 1
                     self._changed.notify_all()
                     return
-                event = self._waiting.popleft()
+                else:
+                    event = self._waiting.popleft()
+            if may_have_more:
+                self._resend_more()
+                continue
             try:
                 self._send(event)
             except Exception:  # noqa: BLE001 - the next event must not wait for a thread that is gone
@@ -160,6 +175,12 @@ class Publisher:
             finally:
                 with self._changed:
                     self._known.discard(event.id)
+
+    def _resend_more(self) -> None:
+        try:
+            self.resend()
+        except LowtideError as error:
+            _log.warning("events.not_read", extra={"reason": error.for_log})
 
     def _send(self, event: Event) -> None:
         attributes = {

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from lowtide.core.ids import DEFAULT_TENANT
 from lowtide.core.pools import DEFAULT_FLEET, FleetPool, Pool
 from lowtide.database.connections import acting_for
 from lowtide.events.model import EventType
-from lowtide.events.outbox import AUDIT_DUE, DUE, AuditOutbox
+from lowtide.events.outbox import AUDIT_DUE, AUDIT_GIVEN_UP, AuditOutbox
+from lowtide.events.publisher import BACKLOG, Publisher
 from lowtide.scheduler.pauses import PauseStore
 from lowtide.tenants.audit import AuditLog, note
 from tests.plans import plan_nodes
+from tests.worker.workers import Sink
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 def _note(world: World, *subjects: str) -> None:
     with acting_for(world.api, DEFAULT_TENANT) as connection:
         note(connection, DEFAULT_TENANT, "laptop (api key 1)", "files.create", subjects)
+
+
+def _waiting(world: World) -> int:
+    return int(world.value("SELECT count(*) FROM audit_outbox"))
 
 
 def _told(entries: Iterable[object]) -> list[dict[str, Any]]:
@@ -57,47 +64,68 @@ def test_events_have_the_entries_that_an_export_prints(world: World) -> None:
 def test_rolled_back_entry_is_no_event(world: World) -> None:
     with world.database.engine("operator").connect() as connection:
         note(connection, DEFAULT_TENANT, "ana", "key.created", ["a"])
-        waiting = connection.execute(text("SELECT count(*) FROM outbox")).scalar_one()
+        waiting = connection.execute(
+            text("SELECT count(created_at) FROM audit_outbox")
+        ).scalar_one()
         connection.rollback()
-    assert (waiting, world.value("SELECT count(*) FROM outbox")) == (1, 0)
+    assert (waiting, _waiting(world)) == (1, 0)
 
 
-def test_events_of_batches_and_of_the_audit_log_are_due_apart(world: World) -> None:
+def test_accepted_event_is_forgotten(world: World) -> None:
+    """Also one of the whole installation; events of batches stay where they are."""
     world.new_batch()
     _note(world, "file-1")
-    world.run("UPDATE outbox SET next_at = now()")
-    batches, entries = world.outbox, AuditOutbox(world.worker)
-    assert [event.type for event in batches.due(10)] == [EventType.BATCH_CREATED]
-    (entry,) = entries.due(10)
-    assert entry.type is EventType.AUDIT
-    entries.forget(entry)
+    PauseStore(world.database.engine("operator")).pause(Pool.SPOT, "ana")
+    outbox = AuditOutbox(world.worker)
+    due = outbox.due(10)
+    assert [event.type for event in due] == [EventType.AUDIT] * 2
+    assert outbox.due(10) == [], "until their next attempt"
+    for event in due:
+        outbox.forget(event)
+    assert _waiting(world) == 0
     assert world.value("SELECT type FROM outbox") == EventType.BATCH_CREATED
 
 
-def test_forgotten_event_of_the_installation_is_deleted(world: World) -> None:
-    PauseStore(world.database.engine("operator")).pause(Pool.SPOT, "ana")
-    outbox = AuditOutbox(world.worker)
-    (event,) = outbox.due(10)
-    outbox.forget(event)
-    assert world.value("SELECT count(*) FROM outbox") == 0
+def test_events_that_nobody_takes_for_a_day_are_given_up(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of them, however few a hanging sink leaves room for."""
+    _note(world, *map(str, range(300)))
+    world.run("UPDATE audit_outbox SET created_at = created_at - interval '1 day'")
+    _note(world, "new")
+    (event,) = AuditOutbox(world.worker).due(8)
+    assert event.data["subject"] == "new"
+    assert _waiting(world) == 1
+    (record,) = [one for one in caplog.records if one.message == "audit_events.given_up"]
+    assert record.events == 300  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("role", "readable"), [("api", 0), ("operator", 1)])
-def test_who_writes_an_entry_cannot_remove_its_event(
-    world: World, role: str, readable: int
+def test_backlog_of_events_is_sent_in_one_go(world: World) -> None:
+    _note(world, *map(str, range(2 * BACKLOG + 5)))
+    sink = Sink()
+    publisher = Publisher(sink, AuditOutbox(world.worker))
+    publisher.resend()
+    assert publisher.drain(60)
+    assert _waiting(world) == 0
+
+
+@pytest.mark.parametrize("role", ["api", "operator"])
+@pytest.mark.parametrize("statement", ["SELECT data FROM audit_outbox", "DELETE FROM audit_outbox"])
+def test_who_writes_an_entry_cannot_read_or_remove_its_event(
+    world: World, role: str, statement: str
 ) -> None:
     _note(world, "file-1")
     with acting_for(world.database.engine(role), DEFAULT_TENANT) as connection:
-        seen = connection.execute(text("SELECT count(*) FROM outbox")).scalar_one()
-        removed = connection.execute(text("DELETE FROM outbox")).rowcount
-    assert (seen, removed) == (readable, 0)
-    assert world.value("SELECT count(*) FROM outbox") == 1
+        with pytest.raises(DBAPIError, match="permission denied"):
+            connection.execute(text(statement))
+        connection.rollback()
+    assert _waiting(world) == 1
 
 
 def test_tables_of_the_writer_do_not_stand_in_for_those_of_the_trigger(world: World) -> None:
     with acting_for(world.api, DEFAULT_TENANT) as connection:
         for table in (
-            "outbox (LIKE public.outbox INCLUDING DEFAULTS)",
+            "audit_outbox (tenant_id uuid, action text, data jsonb)",
             "tenants (id uuid, name text)",
         ):
             connection.execute(text(f"CREATE TEMP TABLE {table} ON COMMIT DROP"))
@@ -107,16 +135,16 @@ def test_tables_of_the_writer_do_not_stand_in_for_those_of_the_trigger(world: Wo
 
 
 @pytest.mark.parametrize(
-    ("statement", "index"), [(DUE, "outbox_due"), (AUDIT_DUE, "outbox_audit_due")]
+    ("statement", "index"),
+    [(AUDIT_DUE, "audit_outbox_due"), (AUDIT_GIVEN_UP, "audit_outbox_oldest")],
+    ids=["due", "given up"],
 )
-def test_events_of_each_kind_are_found_by_their_own_index(
-    world: World, statement: str, index: str
-) -> None:
+def test_events_are_found_by_index(world: World, statement: str, index: str) -> None:
     _note(world, *map(str, range(5000)))
-    for _ in range(3):
-        world.new_batch()
     with world.database.engine("owner").begin() as connection:
-        connection.execute(text("ANALYZE outbox"))
-    nodes = plan_nodes(world.worker, statement, limit=10, base=10.0, most=300.0, kept=86_400.0)
+        connection.execute(text("ANALYZE audit_outbox"))
+    values = {"limit": 10, "base": 10.0, "most": 300.0, "kept": 86_400.0}
+    bound = {name: value for name, value in values.items() if f":{name}" in statement}
+    nodes = plan_nodes(world.worker, statement, **bound)
     assert index in {node.get("Index Name") for node in nodes}
     assert "Seq Scan" not in {node["Node Type"] for node in nodes}

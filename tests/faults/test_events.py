@@ -202,10 +202,10 @@ def test_audit_event_survives_a_scheduler_killed_before_its_answer(
             process.kill()
     broker.answer = lambda _: 202
     broker.released.set()
-    world.run("UPDATE outbox SET next_at = now()")
+    world.run("UPDATE audit_outbox SET next_at = now()")
     with _function("schedule", shared_database, "worker", broker, tmp_path) as server:
         _tick(server)
-        until(lambda: not world.rows("SELECT 1 FROM outbox"), "the event was accepted")
+        until(lambda: not world.rows("SELECT 1 FROM audit_outbox"), "the event was accepted")
     (first, body), *others = broker.events
     assert others
     assert {headers["ce-id"] for headers, _ in others} == {first["ce-id"]}, "a known duplicate"

@@ -32,7 +32,7 @@ READABLE_BY_API = (
 )  # fmt: skip
 # Workers do not read it; test_usage.py tests it.
 READABLE_BY_API_ALONE = "request_rates"
-HIDDEN_FROM_API = ("api_keys", "workers", "audit_log", "erasures")
+HIDDEN_FROM_API = ("api_keys", "workers", "audit_log", "audit_outbox", "erasures")
 
 
 @dataclass
