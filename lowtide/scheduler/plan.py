@@ -415,13 +415,14 @@ class PlanStore:
 def look(connection: Connection) -> dict[str, SchedulerState]:
     """Return the open batches and the replicas by fleet; the rates are measured elsewhere.
 
-    Batches whose requests cannot be claimed, since a quota of their tenant is used up, are left out.
+    Of a batch whose requests cannot be claimed, since a quota of its tenant is used up, only those that
+    run on dedicated count: their replicas must stay until they end.
     """
     fleets = connection.execute(_FLEETS).all()
     workers = {FleetPool(row.fleet, Pool(row.pool)): row for row in connection.execute(_WORKERS)}
     rows: dict[str, list[Any]] = {fleet.name: [] for fleet in fleets}
     for row in connection.execute(_BATCHES):
-        if row.held:
+        if row.held and not row.running_dedicated:
             continue
         rows.setdefault(row.fleet, []).append(row)
     return {fleet.name: _state(fleet, rows[fleet.name], workers) for fleet in fleets}
@@ -432,19 +433,7 @@ def _state(fleet: Any, rows: Sequence[Any], workers: Mapping[FleetPool, Any]) ->
     return SchedulerState(
         fleet=fleet.name,
         now=fleet.now,
-        batches=tuple(
-            OpenBatch(
-                id=BatchId(row.id),
-                deadline=row.deadline,
-                spot=row.spot,
-                running_spot=row.running_spot,
-                dedicated=row.dedicated,
-                running_dedicated=row.running_dedicated,
-                unsplit=row.unsplit,
-                pinned=row.pinned,
-            )
-            for row in rows
-        ),
+        batches=tuple(map(_open_batch, rows)),
         present=0 if dedicated is None else dedicated.present,
         wished=tuple(fleet.since or ()),
         models=frozenset(row.model for row in rows if row.model is not None),
@@ -458,6 +447,19 @@ def _state(fleet: Any, rows: Sequence[Any], workers: Mapping[FleetPool, Any]) ->
             if place.fleet == fleet.name and row.away == row.workers
         },
         away=0 if dedicated is None else dedicated.away,
+    )
+
+
+def _open_batch(row: Any) -> OpenBatch:
+    return OpenBatch(
+        id=BatchId(row.id),
+        deadline=row.deadline,
+        spot=0 if row.held else row.spot,
+        running_spot=0 if row.held else row.running_spot,
+        dedicated=0 if row.held else row.dedicated,
+        running_dedicated=row.running_dedicated,
+        unsplit=0 if row.held else row.unsplit,
+        pinned=row.pinned,
     )
 
 

@@ -16,8 +16,10 @@ from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.explain.service import Explainer
 from lowtide.explain.store import FactStore
 from lowtide.explain.words import words
+from lowtide.planning.demand import Capacity
 from lowtide.planning.escalation import Plan
 from lowtide.planning.reasons import Reason
+from lowtide.planning.state import decide
 from lowtide.queue.claims import Returned
 from lowtide.retention.store import RetentionStore
 from lowtide.scheduler.plan import look
@@ -183,6 +185,24 @@ def test_held_requests_need_no_worker_and_no_plan(world: World) -> None:
     assert keda_replicas(world, Pool.SPOT) == 2
     with world.worker.begin() as connection:
         assert [each.id for each in look(connection)[DEFAULT_FLEET].batches] == [other]
+
+
+def test_running_requests_of_a_held_tenant_keep_their_workers(world: World) -> None:
+    tenant = tenant_with(world, "limited", max_tokens_per_day=10)
+    fill(world, 60, tenant=tenant, pool="dedicated", due_in=200.0)
+    lease = world.queue.open_lease(Pool.DEDICATED, "w")
+    claims = world.queue.claim(lease, Pool.DEDICATED, 40)
+    capacity = Capacity(rate=0.1, replicas=2, cold_start=10.0, margin=0.0, tick=10.0)
+    plan = partial(decide, capacity=capacity)
+    world.timetable.replan(plan)
+    assert keda_replicas(world, Pool.DEDICATED) == 2
+    world.queue.settle(lease, [done(claim) for claim in claims[:4]], [])
+    QuotaStore(world.worker).note_used_up()
+    world.timetable.replan(plan)
+    assert keda_replicas(world, Pool.DEDICATED) == 2, "36 run, and may end"
+    world.queue.settle(lease, [done(claim) for claim in claims[4:]], [])
+    world.timetable.replan(plan)
+    assert keda_replicas(world, Pool.DEDICATED) == 0
 
 
 def test_tick_notes_changes_alone(world: World) -> None:
