@@ -306,7 +306,8 @@ SELECT id FROM batches WHERE status = 'in_progress' AND (at_risk OR id = ANY(cas
 ORDER BY id FOR NO KEY UPDATE
 """)
 # A batch that stays at risk gets the numbers of this tick, without another event. Admission, which
-# may mark a batch first, has no numbers.
+# may mark a batch first, has no numbers. A batch that waits for a quota is in no plan, which does not
+# put it back on track.
 MARK_RISK = """
 WITH risky AS (
   SELECT * FROM json_to_recordset(cast(:risky AS json)) AS r (batch uuid, reason text, bound jsonb)
@@ -320,7 +321,9 @@ WITH risky AS (
         OR o.risk_bound IS NULL AND r.bound IS NOT NULL AS is_event
     FROM batches o LEFT JOIN risky r ON r.batch = o.id
     WHERE o.status = 'in_progress' AND (o.at_risk IS DISTINCT FROM (r.batch IS NOT NULL)
-      OR o.risk_reason IS DISTINCT FROM r.reason OR o.risk_bound IS DISTINCT FROM r.bound)) c
+      OR o.risk_reason IS DISTINCT FROM r.reason OR o.risk_bound IS DISTINCT FROM r.bound)
+      AND (r.batch IS NOT NULL OR o.risk_reason = 'quota_used_up' OR NOT EXISTS (
+        SELECT FROM exhausted_quotas WHERE tenant_id = o.tenant_id AND until > now()))) c
   WHERE b.id = c.id AND b.status = 'in_progress'
   RETURNING b.id, b.tenant_id, b.at_risk, b.total, b.risk_reason, b.risk_bound, c.is_event
 )

@@ -118,7 +118,7 @@ GROUP BY GROUPING SETS ((t.id, t.name), (t.id, t.name, l.fleet)) ORDER BY t.name
 RISKY = """
 SELECT b.id, t.name, b.deadline FROM batches b JOIN tenants t ON t.id = b.tenant_id
 WHERE b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling') AND b.at_risk
-  AND b.risk_reason IS DISTINCT FROM 'quota_used_up'
+  AND NOT EXISTS (SELECT FROM exhausted_quotas WHERE tenant_id = b.tenant_id AND until > now())
 ORDER BY b.deadline LIMIT :most
 """
 # Telemetry comes from engines: a number that cannot be counts as unknown, NaN included.

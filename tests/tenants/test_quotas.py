@@ -23,6 +23,7 @@ from lowtide.planning.state import decide
 from lowtide.queue.claims import Returned
 from lowtide.retention.store import RetentionStore
 from lowtide.scheduler.plan import look
+from lowtide.status.snapshot_store import SnapshotStore
 from lowtide.tenants import quotas
 from lowtide.tenants.quotas import QuotaStore, QuotaUse, read_shares
 from lowtide.tenants.usage import UsageStore
@@ -250,6 +251,23 @@ def test_batch_due_before_the_quota_returns_is_at_risk(
     assert (row.at_risk, row.risk_reason) == (
         (True, Reason.QUOTA_USED_UP) if is_late else (False, None)
     )
+
+
+def test_waiting_for_a_quota_puts_no_batch_on_track_and_alarms_nobody(world: World) -> None:
+    """It was at risk before, and is due after the quota returns."""
+    tenant = tenant_with(world, "limited", max_tokens_per_day=1)
+    batch = fill(world, 60, tenant=tenant, due_in=2 * 86_400.0)
+    snapshots = SnapshotStore(world.database.engine("operator"))
+    world.timetable.replan(lambda _: Plan(at_risk=(batch,)))
+    _work(world, 1)
+    assert [risky.batch for risky in snapshots.read(for_metrics=True).risky] == [batch]
+    QuotaStore(world.worker).note_used_up()
+    world.timetable.replan(lambda state: Plan(at_risk=tuple(each.id for each in state.batches)))
+    row = world.row(batch)
+    assert (row.at_risk, row.risk_reason) == (True, Reason.DEADLINE_BOUND)
+    events = world.rows("SELECT kind FROM request_events WHERE batch_id = :id", id=batch)
+    assert [event.kind for event in events] == ["at_risk"]
+    assert snapshots.read(for_metrics=True).risky == ()
 
 
 def test_usage_outlives_its_batches_within_retention(world: World) -> None:
