@@ -270,6 +270,24 @@ def test_waiting_for_a_quota_puts_no_batch_on_track_and_alarms_nobody(world: Wor
     assert snapshots.read(for_metrics=True).risky == ()
 
 
+@pytest.mark.parametrize(("quota", "late"), [(1, 0), (None, 59)], ids=["held", "raised"])
+def test_deadline_that_a_quota_let_pass_breaks_no_promise(
+    world: World, quota: int | None, late: int
+) -> None:
+    tenant = tenant_with(world, "limited", max_spend_per_month=1)
+    batch = fill(world, 60, tenant=tenant, due_in=60.0)
+    world.run("UPDATE batches SET spot_price = 3600")
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    (claim,) = world.queue.claim(lease, Pool.SPOT, 1)
+    world.queue.settle(lease, [replace(done(claim), replica_seconds=1.0)], [])
+    _operate(world, "UPDATE tenants SET max_spend_per_month = :quota", quota=quota)
+    QuotaStore(world.worker).note_used_up()
+    world.timetable.replan(lambda _: Plan())
+    world.run("UPDATE batches SET deadline = now() WHERE id = :id", id=batch)
+    assert world.ticks.sweep(cancel_grace=1e6, stalled_after=1e6).late == late
+    assert world.lines("queue", batch) == []
+
+
 def test_usage_outlives_its_batches_within_retention(world: World) -> None:
     tenant, batch = _held(world)
     before = _tokens(world, tenant)
