@@ -309,6 +309,28 @@ def test_usage_outlives_its_batches_within_retention(world: World) -> None:
     assert _tokens(world, tenant) == before
 
 
+def test_days_that_have_ended_are_folded(world: World) -> None:
+    """Their sums stay; what settles today and yesterday is left alone."""
+    tenant = world.tenant("folded")
+    world.run(
+        "INSERT INTO usage_days SELECT :tenant, (now() AT TIME ZONE 'UTC')::date - ago, 'USD', pool, "
+        "shard, 1, 2, 3, 0.5, 1.5 FROM generate_series(0, 3) ago, unnest(ARRAY['spot', 'dedicated']) pool, "
+        "generate_series(0, 15) shard",
+        tenant=tenant,
+    )
+    store = RetentionStore(world.worker)
+    folded = 0
+    while set_ := store.fold_usage(25):
+        folded += set_
+    assert folded == 2 * 2 * 15
+    days = world.rows(
+        "SELECT count(*) AS parts, sum(requests), sum(input_tokens), sum(output_tokens), sum(cost), "
+        "sum(dedicated_cost) FROM usage_days GROUP BY day, pool ORDER BY day"
+    )
+    assert [day.parts for day in days] == 4 * [1] + 4 * [16]
+    assert {tuple(day[1:]) for day in days} == {(16, 32, 48, 8.0, 24.0)}
+
+
 def test_shares_of_quotas_are_read_for_alerts(world: World) -> None:
     tenant = tenant_with(world, "limited", max_tokens_per_day=4 * TOKENS, max_enqueued_tokens=1000)
     tenant_with(world, "free")
