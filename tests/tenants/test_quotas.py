@@ -258,11 +258,11 @@ def test_waiting_for_a_quota_puts_no_batch_on_track_and_alarms_nobody(world: Wor
     tenant = tenant_with(world, "limited", max_tokens_per_day=1)
     batch = fill(world, 60, tenant=tenant, due_in=2 * 86_400.0)
     snapshots = SnapshotStore(world.database.engine("operator"))
-    world.timetable.replan(lambda _: Plan(at_risk=(batch,)))
+    world.timetable.replan(lambda _: Plan(at_risk=frozenset({batch})))
     _work(world, 1)
     assert [risky.batch for risky in snapshots.read(for_metrics=True).risky] == [batch]
     QuotaStore(world.worker).note_used_up()
-    world.timetable.replan(lambda state: Plan(at_risk=tuple(each.id for each in state.batches)))
+    world.timetable.replan(lambda state: Plan(at_risk=frozenset(each.id for each in state.batches)))
     row = world.row(batch)
     assert (row.at_risk, row.risk_reason) == (True, Reason.DEADLINE_BOUND)
     events = world.rows("SELECT kind FROM request_events WHERE batch_id = :id", id=batch)
