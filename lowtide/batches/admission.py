@@ -151,7 +151,10 @@ _IS_RETRY = text("""
 SELECT EXISTS (SELECT 1 FROM batches WHERE tenant_id = :tenant AND idempotency_key = :key)
 """)
 _USE = text(f"""
-SELECT open.*, q.tokens AS tokens_today, q.spend FROM ({USE}) open, quota_use(:tenant) q
+SELECT open.*, q.tokens AS tokens_today, q.spend,
+  extract(epoch FROM date_trunc('day', n.utc) + interval '1 day' - n.utc)::float8 AS day_left,
+  extract(epoch FROM date_trunc('month', n.utc) + interval '1 month' - n.utc)::float8 AS month_left
+FROM ({USE}) open, quota_use(:tenant) q, (SELECT now() AT TIME ZONE 'UTC' AS utc) n
 """)  # noqa: S608
 
 
@@ -205,5 +208,13 @@ def _check_room(
     connection: Connection, tenant: TenantId, limits: TenantLimits, size: BatchSize
 ) -> None:
     used = connection.execute(_USE, {"tenant": tenant}).one()
-    use = BatchUse(used.batches, used.lines, used.tokens, used.tokens_today, used.spend)
+    use = BatchUse(
+        used.batches,
+        used.lines,
+        used.tokens,
+        used.tokens_today,
+        used.spend,
+        used.day_left,
+        used.month_left,
+    )
     check_room(limits, use, size)

@@ -56,7 +56,7 @@ def read_workloads(connection: Connection) -> Workloads:
                 work=tuple(
                     _open_work(row) for row in rows if row.lines is not None and not row.held
                 ),
-                held=frozenset(row.deadline for row in rows if row.held),
+                held=tuple(_open_work(row) for row in rows if row.held),
                 workers=workers.get(fleet, {}),
                 rates=rates.get(fleet, {}),
                 concurrency={

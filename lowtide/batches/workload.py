@@ -122,8 +122,7 @@ class Workload:
 
     `rates` are measured, by pool and model ("" for several); `concurrency` is what the last search of
     a pool for its requests in flight found. Workers of `paused` pools finish their claims and claim
-    nothing more. `held` has the deadlines of batches that are not in `work`, since a quota of their
-    tenant is used up.
+    nothing more. `held` is the work of tenants that have used up a quota, and not part of `work`.
     """
 
     at: datetime
@@ -132,12 +131,13 @@ class Workload:
     rates: Mapping[tuple[Pool, str], Rate] = field(default_factory=dict)
     concurrency: Mapping[Pool, int] = field(default_factory=dict)
     paused: frozenset[Pool] = frozenset()
-    held: frozenset[datetime] = frozenset()
+    held: tuple[OpenWork, ...] = ()
 
     @property
     def demand(self) -> tuple[Demand, ...]:
-        """The open requests by deadline."""
-        return tuple(Demand(work.deadline, work.lines) for work in self.work)
+        """The open requests by deadline, with those held whose deadline is after their quota's return."""
+        returning = tuple(work for work in self.held if not work.at_risk)
+        return tuple(Demand(work.deadline, work.lines) for work in (*self.work, *returning))
 
     def of(self, pool: Pool) -> PoolWorkers:
         """Return the workers of a pool."""
@@ -145,9 +145,7 @@ class Workload:
 
     def has_part_of(self, batch: Batch) -> bool:
         """Return whether some of a batch's requests are open here."""
-        return batch.deadline in self.held or any(
-            work.deadline == batch.deadline for work in self.work
-        )
+        return any(work.deadline == batch.deadline for work in (*self.work, *self.held))
 
     def work_of(self, batch: Batch) -> OpenWork:
         """Return the open work of a batch, found by its deadline; that of a new batch is alone."""
@@ -163,7 +161,7 @@ class Workload:
         """Return the expected end of a batch; None unless in progress."""
         if batch.status is not BatchStatus.IN_PROGRESS:
             return None
-        if batch.deadline in self.held:
+        if any(work.deadline == batch.deadline for work in self.held):
             return Forecast()
         work = self.work_of(batch)
         if work.lines <= 0:

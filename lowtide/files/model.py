@@ -138,8 +138,8 @@ def estimate_file(size: int, parts: Sequence[FilePart]) -> FileEstimate:
     """Estimate a file of `size` bytes; its parts, at least one, have prices in one currency.
 
     >>> from lowtide.core.pools import Prices
-        >>> estimate_file(4000, [FilePart(7200, 2.0, Prices(1.0, 3.0, "USD"))]).dedicated
-        3.0
+    >>> estimate_file(4000, [FilePart(7200, 2.0, Prices(1.0, 3.0, "USD"))]).dedicated
+    3.0
     """
     return FileEstimate(
         input_tokens=estimate_tokens(size),

@@ -24,6 +24,7 @@ class SweepResult:
 
     It took `reaped` requests from expired leases, `interrupted` of them on spot. It ended `in_time`
     and `late` requests for good, before and after their deadline, `buried` of them as dead letters.
+    Requests that waited for a quota of their tenant until their deadline are not `late`.
     """
 
     reaped: int

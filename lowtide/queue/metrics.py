@@ -5,7 +5,9 @@ from __future__ import annotations
 from prometheus_client import Counter
 
 _MET = Counter("requests_sla_met_total", "Requests that ended before their deadline.")
-_VIOLATED = Counter("requests_sla_violated_total", "Requests that missed their deadline.")
+_VIOLATED = Counter(
+    "requests_sla_violated_total", "Requests that missed their deadline other than by a quota."
+)
 _INTERRUPTED = Counter(
     "spot_interruptions_total",
     "Requests interrupted because spot capacity went away; they run again.",

@@ -57,8 +57,9 @@ class Retention:
             _log.info("partitions.made", extra={"partitions": made})
 
     def fold(self) -> None:
-        """Fold the tallies of batches that have ended."""
+        """Fold the tallies of batches that have ended, and the usage of days that have."""
         _repeat(lambda: self._store.fold(_SET))
+        _repeat(lambda: self._store.fold_usage(_SET))
 
     def end_data(self) -> None:
         """End the data of batches past retention, and drop or delete what has ended."""

@@ -148,6 +148,28 @@ DELETE FROM usage_days WHERE ctid = ANY(ARRAY(
   LIMIT :limit))
 """
 _DELETE_USAGE = text(DELETE_USAGE)
+# Workers share the rows of a day while it lasts; every claim of a tenant with a quota sums the month.
+FOLD_USAGE = """
+WITH shares AS (
+  DELETE FROM usage_days WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM usage_days
+    WHERE shard > 0 AND day < (now() AT TIME ZONE 'UTC')::date - 1 ORDER BY day LIMIT :limit))
+  RETURNING *
+), folded AS (
+  INSERT INTO usage_days AS u (tenant_id, day, currency, pool, shard, requests, input_tokens,
+    output_tokens, cost, dedicated_cost)
+  SELECT tenant_id, day, currency, pool, 0, sum(requests), sum(input_tokens), sum(output_tokens),
+    sum(cost), sum(dedicated_cost)
+  FROM shares GROUP BY tenant_id, day, currency, pool ORDER BY tenant_id, day, currency, pool
+  ON CONFLICT (tenant_id, day, currency, pool, shard) DO UPDATE SET
+    requests = u.requests + excluded.requests,
+    input_tokens = u.input_tokens + excluded.input_tokens,
+    output_tokens = u.output_tokens + excluded.output_tokens, cost = u.cost + excluded.cost,
+    dedicated_cost = u.dedicated_cost + excluded.dedicated_cost
+)
+SELECT count(*) FROM shares
+"""
+_FOLD_USAGE = text(FOLD_USAGE)
 _NOW = text("SELECT now()")
 
 
@@ -224,6 +246,11 @@ class RetentionStore:
         parameters = {"retention": retention, "limit": limit}
         with begin(self._engine) as connection:
             return connection.execute(_DELETE_USAGE, parameters).rowcount
+
+    def fold_usage(self, limit: int) -> int:
+        """Fold up to `limit` rows of days before yesterday into one a day; return how many."""
+        with begin(self._engine) as connection:
+            return int(connection.execute(_FOLD_USAGE, {"limit": limit}).scalar_one())
 
     def note_empty(self, batch: BatchId) -> None:
         """Record that a batch's data is deleted."""

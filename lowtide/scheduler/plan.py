@@ -300,7 +300,10 @@ ON CONFLICT (fleet, pool) DO UPDATE SET replicas = excluded.replicas, since = ex
 _UNTIL_TOO_LATE = text("""
 SELECT b.id FROM exhausted_quotas x JOIN batches b ON b.tenant_id = x.tenant_id
 WHERE x.until > now() AND x.until >= b.deadline AND b.status = 'in_progress' AND b.drained_at IS NULL
-  AND NOT b.expiring
+  AND NOT b.expiring AND EXISTS (
+    SELECT FROM fleets f CROSS JOIN LATERAL (
+      SELECT FROM queue WHERE fleet = f.name AND pool IN ('spot', 'dedicated') AND batch_id = b.id
+      LIMIT 1) q)
 """)
 # In the order of ids, as everywhere else; the statement after it sees what a concurrent tick marked.
 _LOCK_RISKY = text("""
@@ -308,7 +311,8 @@ SELECT id FROM batches WHERE status = 'in_progress' AND (at_risk OR id = ANY(cas
 ORDER BY id FOR NO KEY UPDATE
 """)
 # A batch that stays at risk gets the numbers of this tick, without another event. Admission, which
-# may mark a batch first, has no numbers.
+# may mark a batch first, has no numbers. A batch that waits for a quota is in no plan, which does not
+# put it back on track.
 MARK_RISK = """
 WITH risky AS (
   SELECT * FROM json_to_recordset(cast(:risky AS json)) AS r (batch uuid, reason text, bound jsonb)
@@ -322,7 +326,9 @@ WITH risky AS (
         OR o.risk_bound IS NULL AND r.bound IS NOT NULL AS is_event
     FROM batches o LEFT JOIN risky r ON r.batch = o.id
     WHERE o.status = 'in_progress' AND (o.at_risk IS DISTINCT FROM (r.batch IS NOT NULL)
-      OR o.risk_reason IS DISTINCT FROM r.reason OR o.risk_bound IS DISTINCT FROM r.bound)) c
+      OR o.risk_reason IS DISTINCT FROM r.reason OR o.risk_bound IS DISTINCT FROM r.bound)
+      AND (r.batch IS NOT NULL OR o.risk_reason = 'quota_used_up' OR NOT EXISTS (
+        SELECT FROM exhausted_quotas WHERE tenant_id = o.tenant_id AND until > now()))) c
   WHERE b.id = c.id AND b.status = 'in_progress'
   RETURNING b.id, b.tenant_id, b.at_risk, b.total, b.risk_reason, b.risk_bound, c.is_event
 )
@@ -438,13 +444,14 @@ class PlanStore:
 def look(connection: Connection) -> dict[str, SchedulerState]:
     """Return the open batches and the replicas by fleet; the rates are measured elsewhere.
 
-    Batches whose requests cannot be claimed, since a quota of their tenant is used up, are left out.
+    Of a batch whose requests cannot be claimed, since a quota of its tenant is used up, only those that
+    run on dedicated count: their replicas must stay until they end.
     """
     fleets = connection.execute(_FLEETS).all()
     workers = {FleetPool(row.fleet, Pool(row.pool)): row for row in connection.execute(_WORKERS)}
     rows: dict[str, list[Any]] = {fleet.name: [] for fleet in fleets}
     for row in connection.execute(_BATCHES):
-        if row.held:
+        if row.held and not row.running_dedicated:
             continue
         rows.setdefault(row.fleet, []).append(row)
     return {fleet.name: _state(fleet, rows[fleet.name], workers) for fleet in fleets}
@@ -455,22 +462,7 @@ def _state(fleet: Any, rows: Sequence[Any], workers: Mapping[FleetPool, Any]) ->
     return SchedulerState(
         fleet=fleet.name,
         now=fleet.now,
-        batches=tuple(
-            OpenBatch(
-                id=BatchId(row.id),
-                deadline=row.deadline,
-                spot=row.spot,
-                running_spot=row.running_spot,
-                dedicated=row.dedicated,
-                running_dedicated=row.running_dedicated,
-                unsplit=row.unsplit,
-                pinned=row.pinned,
-                tenant=TenantId(row.tenant_id),
-                priority=row.priority,
-                barrier=row.barrier,
-            )
-            for row in rows
-        ),
+        batches=tuple(map(_open_batch, rows)),
         present=0 if dedicated is None else dedicated.present,
         wished=tuple(fleet.since or ()),
         models=frozenset(row.model for row in rows if row.model is not None),
@@ -484,6 +476,22 @@ def _state(fleet: Any, rows: Sequence[Any], workers: Mapping[FleetPool, Any]) ->
             if place.fleet == fleet.name and row.away == row.workers
         },
         away=0 if dedicated is None else dedicated.away,
+    )
+
+
+def _open_batch(row: Any) -> OpenBatch:
+    return OpenBatch(
+        id=BatchId(row.id),
+        deadline=row.deadline,
+        spot=0 if row.held else row.spot,
+        running_spot=0 if row.held else row.running_spot,
+        dedicated=0 if row.held else row.dedicated,
+        running_dedicated=row.running_dedicated,
+        unsplit=0 if row.held else row.unsplit,
+        pinned=row.pinned,
+        tenant=TenantId(row.tenant_id),
+        priority=row.priority,
+        barrier=row.barrier,
     )
 
 

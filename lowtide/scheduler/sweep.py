@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _EXPIRE = text("""
 UPDATE batches SET expiring = true
 WHERE status = 'in_progress' AND NOT expiring AND drained_at IS NULL AND deadline <= now()
-RETURNING id
+RETURNING id, risk_reason IS NOT DISTINCT FROM 'quota_used_up' AS held
 """)
 _CANCEL_DUE = text("""
 SELECT id FROM batches WHERE status = 'cancelling' AND drained_at IS NULL
@@ -227,7 +227,7 @@ class SweepStore:
     def sweep(self, *, cancel_grace: float, stalled_after: float) -> SweepResult:
         """Release requests of expired leases, end overdue batches, announce stalled ones again."""
         lost_requests = self._reap()
-        dropped = self._expire()
+        late = self._expire()
         self._finish_cancelling(cancel_grace)
         self._drain_missed()
         self._restart_stalled(stalled_after)
@@ -238,7 +238,7 @@ class SweepStore:
             reaped=len(lost_requests),
             interrupted=sum(row.pool == Pool.SPOT for row in lost_requests),
             in_time=sum(dead_lettered),
-            late=len(dead_lettered) - sum(dead_lettered) + dropped,
+            late=len(dead_lettered) - sum(dead_lettered) + late,
             buried=len(dead_lettered),
         )
 
@@ -314,11 +314,16 @@ class SweepStore:
         return ended_leases, lost_requests
 
     def _expire(self) -> int:
-        """End batches past their deadline; return how many of their requests were dropped."""
+        """End batches past their deadline; return how many requests broke a promise.
+
+        What waited for a quota of its own tenant did not: it would page whoever is on call.
+        """
         with begin(self._engine) as connection:
-            expired = self._drop(connection, connection.execute(_EXPIRE).scalars().all())
-        requests_ended(RequestStatus.EXPIRED, expired)
-        return expired
+            rows = connection.execute(_EXPIRE).all()
+            late = self._drop(connection, [row.id for row in rows if not row.held])
+            held = self._drop(connection, [row.id for row in rows if row.held])
+        requests_ended(RequestStatus.EXPIRED, late + held)
+        return late
 
     def _finish_cancelling(self, grace: float) -> None:
         """Drop the requests still claimed or queued `grace` seconds after a cancellation."""

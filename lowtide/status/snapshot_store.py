@@ -85,7 +85,7 @@ SELECT s.*, (SELECT name FROM tenants WHERE id = s.tenant_id) AS tenant_name
 FROM batch_states s ORDER BY s.id DESC LIMIT :limit
 """
 # A cancelled batch's requests may run on for a while. Held ones wait for no worker, so that they have
-# no age. The row of a tenant without a fleet is the one
+# no age, and what a quota may have held has none of before its period. The row of a tenant without a fleet is the one
 # of all its fleets: a batch of several is one batch.
 TENANTS = f"""
 SELECT t.id, t.name, l.fleet, count(DISTINCT b.id) AS batches,
@@ -93,8 +93,8 @@ SELECT t.id, t.name, l.fleet, count(DISTINCT b.id) AS batches,
   sum(l.spot)::bigint AS spot, sum(l.dedicated)::bigint AS dedicated,
   sum(l.running_spot)::bigint AS running_spot,
   sum(l.running_dedicated)::bigint AS running_dedicated,
-  min(f.spot) FILTER (WHERE NOT l.held) AS oldest_spot,
-  min(f.dedicated) FILTER (WHERE NOT l.held) AS oldest_dedicated
+  min(greatest(f.spot, t.since)) FILTER (WHERE NOT l.held) AS oldest_spot,
+  min(greatest(f.dedicated, t.since)) FILTER (WHERE NOT l.held) AS oldest_dedicated
 FROM ({BATCHES}
 UNION ALL
 SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, c.running_spot, c.running_dedicated, 0, 0, 0, false,
@@ -106,7 +106,11 @@ CROSS JOIN LATERAL (
     count(*) FILTER (WHERE pool = 'dedicated') AS running_dedicated
   FROM claims WHERE batch_id = b.id AND fleet = p.fleet) c
 WHERE b.status = 'cancelling' AND b.drained_at IS NULL
-) l JOIN batches b ON b.id = l.id JOIN tenants t ON t.id = b.tenant_id
+) l JOIN batches b ON b.id = l.id JOIN (
+  SELECT id, name, CASE
+    WHEN max_tokens_per_day IS NOT NULL THEN date_trunc('day', now(), 'UTC')
+    WHEN max_spend_per_month IS NOT NULL THEN date_trunc('month', now(), 'UTC') END AS since
+  FROM tenants) t ON t.id = b.tenant_id
 CROSS JOIN LATERAL (SELECT
   (SELECT available_at FROM queue WHERE fleet = l.fleet AND pool = 'spot' AND batch_id = b.id
    ORDER BY available_at LIMIT 1) AS spot,
@@ -118,7 +122,7 @@ GROUP BY GROUPING SETS ((t.id, t.name), (t.id, t.name, l.fleet)) ORDER BY t.name
 RISKY = """
 SELECT b.id, t.name, b.deadline FROM batches b JOIN tenants t ON t.id = b.tenant_id
 WHERE b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling') AND b.at_risk
-  AND b.risk_reason IS DISTINCT FROM 'quota_used_up'
+  AND NOT EXISTS (SELECT FROM exhausted_quotas WHERE tenant_id = b.tenant_id AND until > now())
 ORDER BY b.deadline LIMIT :most
 """
 # Telemetry comes from engines: a number that cannot be counts as unknown, NaN included.

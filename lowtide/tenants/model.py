@@ -82,8 +82,6 @@ def differences(before: Tenant, after: Tenant) -> Mapping[str, tuple[int | None,
 
 # The end of a batch is unknown; OpenAI's clients honour a Retry-After of up to a minute.
 _BATCH_RETRY_SECONDS = 30.0
-# A quota is used up for hours or days, unless an operator raises it.
-_QUOTA_RETRY_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +152,18 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class BatchUse:
-    """The use of a tenant's limits by its active batches, and of its quotas in their periods."""
+    """The use of a tenant's limits by its active batches, and of its quotas in their periods.
+
+    `day_left` and `month_left` are the seconds until these periods end.
+    """
 
     active_batches: int
     queued_lines: int
     enqueued_tokens: int = 0
     tokens_today: int = 0
     spend_this_month: float = 0.0
+    day_left: float = 0.0
+    month_left: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +231,7 @@ def _check_quotas(limits: TenantLimits, use: BatchUse) -> None:
         raise TooManyRequests(
             f"{use.tokens_today:,} tokens were used today; the limit is {limits.tokens_per_day:,} "
             "per day: wait until 00:00 UTC, or ask the operator for a higher limit.",
-            retry_after=_QUOTA_RETRY_SECONDS,
+            retry_after=use.day_left,
             reason="tokens_per_day",
         )
     if limits.spend_per_month is not None and use.spend_this_month >= limits.spend_per_month:
@@ -236,6 +239,6 @@ def _check_quotas(limits: TenantLimits, use: BatchUse) -> None:
             f"{use.spend_this_month:,.2f} was spent this month; the limit is "
             f"{limits.spend_per_month:,}: wait until next month, or ask the operator for a higher "
             "limit.",
-            retry_after=_QUOTA_RETRY_SECONDS,
+            retry_after=use.month_left,
             reason="spend_per_month",
         )

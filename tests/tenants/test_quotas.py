@@ -16,11 +16,14 @@ from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.explain.service import Explainer
 from lowtide.explain.store import FactStore
 from lowtide.explain.words import words
+from lowtide.planning.demand import Capacity
 from lowtide.planning.escalation import Plan
 from lowtide.planning.reasons import Reason
+from lowtide.planning.state import decide
 from lowtide.queue.claims import Returned
 from lowtide.retention.store import RetentionStore
 from lowtide.scheduler.plan import look
+from lowtide.status.snapshot_store import SnapshotStore
 from lowtide.tenants import quotas
 from lowtide.tenants.quotas import QuotaStore, QuotaUse, read_shares
 from lowtide.tenants.usage import UsageStore
@@ -185,6 +188,24 @@ def test_held_requests_need_no_worker_and_no_plan(world: World) -> None:
         assert [each.id for each in look(connection)[DEFAULT_FLEET].batches] == [other]
 
 
+def test_running_requests_of_a_held_tenant_keep_their_workers(world: World) -> None:
+    tenant = tenant_with(world, "limited", max_tokens_per_day=10)
+    fill(world, 60, tenant=tenant, pool="dedicated", due_in=200.0)
+    lease = world.queue.open_lease(Pool.DEDICATED, "w")
+    claims = world.queue.claim(lease, Pool.DEDICATED, 40)
+    capacity = Capacity(rate=0.1, replicas=2, cold_start=10.0, margin=0.0, tick=10.0)
+    plan = partial(decide, capacity=capacity)
+    world.timetable.replan(plan)
+    assert keda_replicas(world, Pool.DEDICATED) == 2
+    world.queue.settle(lease, [done(claim) for claim in claims[:4]], [])
+    QuotaStore(world.worker).note_used_up()
+    world.timetable.replan(plan)
+    assert keda_replicas(world, Pool.DEDICATED) == 2, "36 run, and may end"
+    world.queue.settle(lease, [done(claim) for claim in claims[4:]], [])
+    world.timetable.replan(plan)
+    assert keda_replicas(world, Pool.DEDICATED) == 0
+
+
 def test_tick_notes_changes_alone(world: World) -> None:
     tenant, _ = _held(world)
     store = QuotaStore(world.worker)
@@ -232,6 +253,41 @@ def test_batch_due_before_the_quota_returns_is_at_risk(
     )
 
 
+def test_waiting_for_a_quota_puts_no_batch_on_track_and_alarms_nobody(world: World) -> None:
+    """It was at risk before, and is due after the quota returns."""
+    tenant = tenant_with(world, "limited", max_tokens_per_day=1)
+    batch = fill(world, 60, tenant=tenant, due_in=2 * 86_400.0)
+    snapshots = SnapshotStore(world.database.engine("operator"))
+    world.timetable.replan(lambda _: Plan(at_risk=frozenset({batch})))
+    _work(world, 1)
+    assert [risky.batch for risky in snapshots.read(for_metrics=True).risky] == [batch]
+    QuotaStore(world.worker).note_used_up()
+    world.timetable.replan(lambda state: Plan(at_risk=frozenset(each.id for each in state.batches)))
+    row = world.row(batch)
+    assert (row.at_risk, row.risk_reason) == (True, Reason.DEADLINE_BOUND)
+    events = world.rows("SELECT kind FROM request_events WHERE batch_id = :id", id=batch)
+    assert [event.kind for event in events] == ["at_risk"]
+    assert snapshots.read(for_metrics=True).risky == ()
+
+
+@pytest.mark.parametrize(("quota", "late"), [(1, 0), (None, 59)], ids=["held", "raised"])
+def test_deadline_that_a_quota_let_pass_breaks_no_promise(
+    world: World, quota: int | None, late: int
+) -> None:
+    tenant = tenant_with(world, "limited", max_spend_per_month=1)
+    batch = fill(world, 60, tenant=tenant, due_in=60.0)
+    world.run("UPDATE batches SET spot_price = 3600")
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    (claim,) = world.queue.claim(lease, Pool.SPOT, 1)
+    world.queue.settle(lease, [replace(done(claim), replica_seconds=1.0)], [])
+    _operate(world, "UPDATE tenants SET max_spend_per_month = :quota", quota=quota)
+    QuotaStore(world.worker).note_used_up()
+    world.timetable.replan(lambda _: Plan())
+    world.run("UPDATE batches SET deadline = now() WHERE id = :id", id=batch)
+    assert world.ticks.sweep(cancel_grace=1e6, stalled_after=1e6).late == late
+    assert world.lines("queue", batch) == []
+
+
 def test_usage_outlives_its_batches_within_retention(world: World) -> None:
     tenant, batch = _held(world)
     before = _tokens(world, tenant)
@@ -251,6 +307,28 @@ def test_usage_outlives_its_batches_within_retention(world: World) -> None:
     assert store.delete_usage(0.0, 100) == 1
     assert store.delete_usage(0.0, 100) == 0, "this month's stays"
     assert _tokens(world, tenant) == before
+
+
+def test_days_that_have_ended_are_folded(world: World) -> None:
+    """Their sums stay; what settles today and yesterday is left alone."""
+    tenant = world.tenant("folded")
+    world.run(
+        "INSERT INTO usage_days SELECT :tenant, (now() AT TIME ZONE 'UTC')::date - ago, 'USD', pool, "
+        "shard, 1, 2, 3, 0.5, 1.5 FROM generate_series(0, 3) ago, unnest(ARRAY['spot', 'dedicated']) pool, "
+        "generate_series(0, 15) shard",
+        tenant=tenant,
+    )
+    store = RetentionStore(world.worker)
+    folded = 0
+    while set_ := store.fold_usage(25):
+        folded += set_
+    assert folded == 2 * 2 * 15
+    days = world.rows(
+        "SELECT count(*) AS parts, sum(requests), sum(input_tokens), sum(output_tokens), sum(cost), "
+        "sum(dedicated_cost) FROM usage_days GROUP BY day, pool ORDER BY day"
+    )
+    assert [day.parts for day in days] == 4 * [1] + 4 * [16]
+    assert {tuple(day[1:]) for day in days} == {(16, 32, 48, 8.0, 24.0)}
 
 
 def test_shares_of_quotas_are_read_for_alerts(world: World) -> None:

@@ -274,6 +274,7 @@ def test_used_up_quota_refuses_batches_until_its_period_ends(
     with pytest.raises(TooManyRequests, match=message) as refused:
         _create(world, tenant)
     assert refused.value.reason == next(iter(limits))
+    assert 0 < refused.value.retry_after <= (86_400 if "tokens" in message else 31 * 86_400)
     world.run("UPDATE usage_days SET day = day - 31")
     _create(world, tenant)
 

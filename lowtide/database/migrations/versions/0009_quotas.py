@@ -53,6 +53,7 @@ CREATE TABLE usage_days (
   dedicated_cost double precision NOT NULL,
   PRIMARY KEY (tenant_id, day, currency, pool, shard)
 ) WITH (fillfactor = 70);
+CREATE INDEX usage_days_shared ON usage_days (day) WHERE shard > 0;
 {isolated("usage_days")}
 GRANT SELECT ON usage_days TO lowtide_api, lowtide_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON usage_days TO lowtide_worker;
