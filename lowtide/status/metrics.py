@@ -120,9 +120,17 @@ def _of_events(snapshot: SystemSnapshot) -> list[GaugeMetricFamily]:
         "outbox_oldest_age_seconds",
         "Age of the oldest event in the outbox, in seconds; 0 if there is none.",
     )
-    since = snapshot.events.since
-    oldest.add_metric([], 0.0 if since is None else max((snapshot.at - since).total_seconds(), 0.0))
-    return [events, oldest]
+    oldest.add_metric([], _age(snapshot.events.since, snapshot.at))
+    audit = GaugeMetricFamily(
+        "audit_outbox_oldest_age_seconds",
+        "Age of the oldest event of the audit log not accepted yet, in seconds; 0 if there is none.",
+    )
+    audit.add_metric([], _age(snapshot.audit_events_since, snapshot.at))
+    return [events, oldest, audit]
+
+
+def _age(since: datetime | None, at: datetime) -> float:
+    return 0.0 if since is None else max((at - since).total_seconds(), 0.0)
 
 
 REGISTRY.register(_LATEST)

@@ -138,7 +138,8 @@ class SystemSnapshot:
 
     `recent` are the newest batches, newest first, of the tenants in `names`. `risky` are the most
     urgent batches at risk. `unsplit` batches wait for their file to be split, `unfinalized` ones for
-    their output files, `events` for the broker. `fleets` are the declared fleets, and those that
+    their output files, `events` for the broker; those of the audit log have waited since
+    `audit_events_since`. `fleets` are the declared fleets, and those that
     still have requests, workers or a pause, by name; the last tick planned them at `ticked_at`.
     `open_letters` are the dead letters by tenant that were neither requeued nor discarded, `letters`
     those of all tenants, counted up to MAX_LISTED. Other counts of letters and events stop at
@@ -157,6 +158,7 @@ class SystemSnapshot:
     unsplit: Backlog = field(default_factory=Backlog)
     unfinalized: Backlog = field(default_factory=Backlog)
     events: Backlog = field(default_factory=Backlog)
+    audit_events_since: datetime | None = None
     open_letters: Mapping[str, int] = field(default_factory=dict)
     quotas: tuple[QuotaUse, ...] = ()
     letters: int = 0

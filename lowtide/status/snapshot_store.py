@@ -143,7 +143,8 @@ FROM workers WHERE expires_at > now() GROUP BY GROUPING SETS ((pool), (fleet, po
 LAST_SEEN = "SELECT component, name, succeeded_at, failed_at, problem FROM last_seen"
 # Ids are ordered by time.
 EVENTS = """
-SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT :most) o) AS events,
+SELECT (SELECT min(created_at) FROM audit_outbox) AS oldest_audit,
+  (SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT :most) o) AS events,
   (SELECT created_at FROM outbox ORDER BY id LIMIT 1) AS oldest
 """
 LETTERS = f"""
@@ -216,6 +217,7 @@ def _snapshot(connection: Connection, *, for_metrics: bool) -> SystemSnapshot:
         unsplit=Backlog(now.unsplit, now.unsplit_since),
         unfinalized=Backlog(now.unfinalized, now.unfinalized_since),
         events=Backlog(events.events, events.oldest),
+        audit_events_since=events.oldest_audit,
         open_letters={row.name: row.letters for row in letters},
         quotas=tuple(read_shares(connection)) if for_metrics else (),
         letters=now.letters,

@@ -130,7 +130,8 @@ def build() -> Dashboard:
         .with_panel(
             graph(
                 "Oldest pending event",
-                Query(f"max(outbox_oldest_age_seconds{{{_HERE}}})", "age"),
+                Query(f"max(outbox_oldest_age_seconds{{{_HERE}}})", "batches"),
+                Query(f"max(audit_outbox_oldest_age_seconds{{{_HERE}}})", "audit log"),
                 unit="s",
                 alarm_from=60,
             )

@@ -182,7 +182,7 @@ def meter(used: float | None, limit: int | None) -> Meter:
     """Return the usage of a limit; `used` is None for API requests without one."""
     share = 0.0 if used is None or limit is None else min(used / limit, 1.0)
     return Meter(
-        used="—" if used is None else number(used) if used == round(used) else f"{used:,.2f}",
+        used="—" if used is None else number(int(used)) if used == int(used) else f"{used:,.2f}",
         limit="no limit" if limit is None else f"of {number(limit)}",
         width=f"{share:.1%}",
         percent=int(100 * share),

@@ -208,7 +208,6 @@ def _judge_database(stack: LocalStack, observer: Observer, findings: Findings) -
 _NOTHING_LEFT = {
     "claims": "SELECT count(*) FROM claims",
     "queue": "SELECT count(*) FROM queue",
-    # Those of the audit log may wait for minutes after an outage.
     "outbox": "SELECT count(*) FROM outbox",
     "open batches": """SELECT count(*) FROM batches
         WHERE status NOT IN ('completed', 'failed', 'expired', 'cancelled')""",

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from tests.e2e.stacks import LocalStack
 
-# Events of the audit log come from earlier uploads, and leave with the next tick.
 TABLES = ("files", "batches", "requests", "queue", "outbox")
 UNKNOWN = "file-" + "0" * 32
 FORM = "multipart/form-data; boundary=tide"

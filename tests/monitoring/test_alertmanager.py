@@ -139,8 +139,9 @@ def test_alerts_on_tick_metrics_carry_tick_label() -> None:
     """Alerts on metrics of workers and the API carry no `from`."""
     from_tick = {name for name, rule in alerts().items() if rule["labels"].get("from") == "tick"}
     assert from_tick == {
-        "LowtideAutoscalerAtMax", "LowtideBatchAtRisk", "LowtideEventsNotTaken", "LowtideNoWorkers",
-        "LowtidePoolPaused", "LowtideQueueOld", "LowtideQueueStuck", "LowtideRetentionBehind",
+        "LowtideAuditEventsNotTaken", "LowtideAutoscalerAtMax", "LowtideBatchAtRisk",
+        "LowtideEventsNotTaken", "LowtideNoWorkers", "LowtidePoolPaused", "LowtideQueueOld",
+        "LowtideQueueStuck", "LowtideQuotaAlmostUsed", "LowtideRetentionBehind",
     }  # fmt: skip
 
 

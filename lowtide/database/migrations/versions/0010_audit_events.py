@@ -27,7 +27,7 @@ CREATE INDEX audit_outbox_oldest ON audit_outbox (created_at);
 {isolated("audit_outbox")}
 GRANT INSERT ON audit_outbox TO lowtide_api, lowtide_operator;
 GRANT SELECT, UPDATE, DELETE ON audit_outbox TO lowtide_worker;
-GRANT SELECT (created_at) ON audit_outbox TO lowtide_operator;
+GRANT SELECT (action, attempts, created_at) ON audit_outbox TO lowtide_operator;
 
 -- In the transaction and with the rights of whoever writes the entry: no entry without its event, and
 -- no event without its entry. A temporary table of the writer's does not stand in for this one. The
