@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from openai import OpenAI, RateLimitError
 
+from tests.days import within_a_day
 from tests.e2e.command import lowtide
 from tests.e2e.questions import chat_file
 from tests.e2e.stacks import running
@@ -184,6 +185,7 @@ def test_quota_is_exceeded_by_what_was_running_alone(
     limited: LocalStack, quota: str, column: str, most: int
 ) -> None:
     """Workers die on the way; what is left runs once the operator raises the quota."""
+    within_a_day(300)
     total = CLIENTS * LINES
     with Watched(limited, quota.replace("_", "-"), **{quota: most}) as tenant:
         assert tenant.submit() == ["created"] * CLIENTS

@@ -16,6 +16,7 @@ from werkzeug.serving import make_server
 from lowtide.cli.main import app
 from lowtide.core.pools import Pool
 from tests.conftest import API_KEY
+from tests.days import within_a_day
 from tests.worlds import done
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def _unlimited(world: World) -> Iterator[None]:
 @pytest.fixture
 def used(world: World) -> World:
     """The tenant `default` with a limit, a batch of eight requests with a cost, a paused pool."""
+    within_a_day(20)
     world.batch(8)
     with world.database.engine("operator").begin() as connection:
         connection.execute(text("UPDATE tenants SET max_active_batches = 3"))

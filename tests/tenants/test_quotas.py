@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
+from lowtide.batches.admission import AdmissionPolicy
 from lowtide.batches.forecast import WorkloadStore
 from lowtide.batches.workload import NO_CAPACITY, Forecast
+from lowtide.core.errors import Conflict
 from lowtide.core.pools import DEFAULT_FLEET, Pool
 from lowtide.explain.service import Explainer
 from lowtide.explain.store import FactStore
@@ -27,6 +29,7 @@ from lowtide.status.snapshot_store import SnapshotStore
 from lowtide.tenants import quotas
 from lowtide.tenants.quotas import QuotaStore, QuotaUse, read_shares
 from lowtide.tenants.usage import UsageStore
+from tests.days import within_a_day
 from tests.loads import fill, tenant_with
 from tests.plans import plan_nodes
 from tests.queue.test_scaler_queries import keda_replicas
@@ -39,6 +42,11 @@ if TYPE_CHECKING:
 TOKENS = 8
 """Of each result, see `done`."""
 MONTH = "date_trunc('month', now() AT TIME ZONE 'UTC')::date"
+
+
+@pytest.fixture(autouse=True)
+def _one_day() -> None:
+    within_a_day(30)
 
 
 def _operate(world: World, sql: str, **values: Any) -> None:
@@ -238,18 +246,26 @@ def test_explanation_names_the_quota(world: World) -> None:
     assert finding.numbers["waiting"] == 56
 
 
-@pytest.mark.parametrize(("due_in", "is_late"), [(60.0, True), (40 * 86_400.0, False)])
+@pytest.mark.parametrize(("after", "is_late"), [(-1, True), (1, False)])
 def test_batch_due_before_the_quota_returns_is_at_risk(
-    world: World, due_in: float, is_late: bool
+    world: World, after: int, is_late: bool
 ) -> None:
-    tenant = tenant_with(world, "limited", max_spend_per_month=1, max_tokens_per_day=1)
-    batch = fill(world, 60, tenant=tenant, due_in=due_in)
-    _work(world, 1)
-    QuotaStore(world.worker).note_used_up()
+    _, batch = _held(world)
+    _set_due(world, batch, after)
     world.timetable.replan(lambda _: Plan())
     row = world.row(batch)
     assert (row.at_risk, row.risk_reason) == (
         (True, Reason.QUOTA_USED_UP) if is_late else (False, None)
+    )
+
+
+def _set_due(world: World, batch: BatchId, after: int) -> None:
+    """Let a batch be due so many seconds after its tenant's quota returns."""
+    world.run(
+        """UPDATE batches b SET deadline = x.until + make_interval(secs => :after)
+           FROM exhausted_quotas x WHERE x.tenant_id = b.tenant_id AND b.id = :id""",
+        id=batch,
+        after=after,
     )
 
 
@@ -365,3 +381,51 @@ def test_tenants_without_quotas_cost_nothing(world: World, statement: str) -> No
     nodes = plan_nodes(world.worker, statement)
     scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
     assert "usage_days" not in scanned
+
+
+def test_requests_that_all_run_put_no_batch_at_risk(world: World) -> None:
+    tenant = tenant_with(world, "limited", max_tokens_per_day=10)
+    batch = fill(world, 4, tenant=tenant)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    claims = world.queue.claim(lease, Pool.SPOT, 4)
+    world.queue.settle(lease, [done(claim) for claim in claims[:3]], [])
+    assert QuotaStore(world.worker).note_used_up() == 1
+    _set_due(world, batch, -1)
+    world.timetable.replan(lambda _: Plan())
+    assert not world.row(batch).at_risk
+
+
+def test_strict_admission_counts_held_work_that_returns_in_time(world: World) -> None:
+    """It may run again an hour before its deadline; what cannot run by its own does not count."""
+    _, held = _held(world)
+    ends = "date_trunc('day', now(), 'UTC') + interval '25 h'"
+    world.run(f"UPDATE batches SET deadline = {ends} WHERE id = :id", id=held)  # noqa: S608
+    deadline = world.value(f"SELECT {ends}")
+    seconds = (deadline - world.value("SELECT now()")).total_seconds()
+    capacity = Capacity(60 / seconds, 1, cold_start=0.0, margin=0.0, tick=1.0)
+    policy = AdmissionPolicy({DEFAULT_FLEET: capacity}, strict=True)
+
+    def ask() -> None:
+        policy.risk(deadline, {DEFAULT_FLEET: 30}, WorkloadStore(world.api).read())
+
+    with pytest.raises(Conflict, match="cannot be met"):
+        ask()
+    world.run("UPDATE batches SET at_risk = true WHERE id = :id", id=held)
+    ask()
+
+
+def test_age_of_what_a_quota_held_begins_with_its_period(world: World) -> None:
+    _held(world)
+    world.run("UPDATE queue SET available_at = available_at - interval '20 days'")
+    snapshots = SnapshotStore(world.database.engine("operator"))
+
+    def age() -> float:
+        ((_, load),) = snapshots.read().by_fleet()
+        return load.oldest_age(Pool.SPOT)
+
+    assert age() == 0
+    world.run("UPDATE exhausted_quotas SET until = now()")
+    today = world.value(
+        "SELECT extract(epoch FROM now() - date_trunc('day', now(), 'UTC'))::float8"
+    )
+    assert age() == pytest.approx(today, abs=30)

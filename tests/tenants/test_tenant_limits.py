@@ -19,6 +19,7 @@ from lowtide.events.model import EventType, batch_event
 from lowtide.tenants.callers import Authenticator, Caller
 from lowtide.tenants.keys import hash_key
 from tests.conftest import PEPPER
+from tests.days import within_a_day
 from tests.worlds import PRICES, World, done, together
 
 if TYPE_CHECKING:
@@ -260,6 +261,7 @@ def test_file_over_token_limit_is_invalid_request(world: World) -> None:
 def test_used_up_quota_refuses_batches_until_its_period_ends(
     world: World, limits: dict[str, int], message: str
 ) -> None:
+    within_a_day(10)
     tenant = _tenant(world, **limits)
     batch = _create(world, tenant, 10)
     assert world.split(batch, 10)
