@@ -45,16 +45,25 @@ class Figures(NamedTuple):
     resident: float
 
 
+class ProbeFailed(Exception):
+    """A checkout whose function cannot be imported; the message has the cause."""
+
+
 def probe(name: str, root: Path = ROOT) -> Figures:
-    """Return the figures of one fresh process that runs a checkout's code."""
+    """Return the figures of one fresh process that runs a checkout's code.
+
+    Raises OSError if the checkout is no folder, ProbeFailed if it does not have the function.
+    """
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-c", PROBE, name, str(root / "functions" / name / "main.py")],
         capture_output=True,
         text=True,
-        check=True,
-        cwd=root,
+        check=False,
+        cwd=str(root),
         env=os.environ | {"LOWTIDE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"},
     )
+    if done.returncode:
+        raise ProbeFailed(f"{name} of {root}: {done.stderr.strip().splitlines()[-1]}")
     return Figures(*map(float, done.stdout.split()))
 
 
@@ -114,11 +123,14 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="another checkout")
     parser.add_argument("--runs", type=int, default=RUNS)
     options = parser.parse_args()
-    if options.against is not None:
-        ratios = compare(options.against.resolve(), options.functions, options.runs)
-        print(json.dumps({"ratios": ratios}))
-    elif report(options.functions, options.runs):
-        sys.exit(1)
+    try:
+        if options.against is not None:
+            ratios = compare(options.against.resolve(), options.functions, options.runs)
+            print(json.dumps({"ratios": ratios}))
+        elif report(options.functions, options.runs):
+            sys.exit(1)
+    except (OSError, ProbeFailed) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

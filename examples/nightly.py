@@ -24,7 +24,8 @@ def token() -> str:
 
 def main() -> int:
     """Print the answers; return 1 if the batch does not complete."""
-    client = OpenAI(api_key=token)
+    # Up to a minute of retries: a short outage of the gateway must not lose hours of answers.
+    client = OpenAI(api_key=token, max_retries=10)
     file = client.files.create(file=Path(sys.argv[1]), purpose="batch")
     batch = client.batches.create(
         input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from lowtide.core.durations import parse_seconds
@@ -65,6 +66,7 @@ def _container(container: Document, volumes: set[str], objects: Objects) -> Iter
     for mount in container.get("volumeMounts", []):
         if mount["name"] not in volumes:
             yield f"no volume {mount['name']}"
+    yield from _nested(container.get("volumeMounts", []))
     if unknown := unknown_variables(_plain(container)):
         yield f"unknown settings {', '.join(unknown)}"
     named = {port["name"] for port in container.get("ports", []) if "name" in port}
@@ -73,6 +75,15 @@ def _container(container: Document, volumes: set[str], objects: Objects) -> Iter
             port = container.get(probe, {}).get(action, {}).get("port")
             if isinstance(port, str) and port not in named:
                 yield f"{probe} uses port {port}, which does not exist"
+
+
+def _nested(mounts: list[Document]) -> Iterator[str]:
+    """Yield mounts inside a read-only one: the folder for them cannot be created there."""
+    folders = [PurePosixPath(mount["mountPath"]) for mount in mounts if mount.get("readOnly")]
+    for mount in mounts:
+        for folder in folders:
+            if folder in PurePosixPath(mount["mountPath"]).parents:
+                yield f"the mount {mount['mountPath']} is inside {folder}, which is read-only"
 
 
 def _environment(container: Document, objects: Objects) -> Iterator[str]:

@@ -79,6 +79,23 @@ def test_secrets_have_the_keys_that_manifests_reference(tmp_path: Path) -> None:
         assert required <= keys <= {key for of, key, _ in references if of == name}
 
 
+def test_named_authority_is_where_the_component_mounts_it() -> None:
+    (volume, mount) = (
+        operation["value"]
+        for operation in yaml.safe_load(
+            (ROOT / "knative/components/database-ca/mount.yaml").read_text(encoding="utf-8")
+        )
+    )
+    (item,) = volume["configMap"]["items"]
+    named = set(re.findall(r"sslrootcert=([^`'\s]+)", PAGE))
+    assert named == {f"{mount['mountPath']}/{item['path']}"}
+    # KEDA's operator reads the same URL.
+    (values,) = re.findall(r"extraVolumeMounts=(.*)'", PAGE)
+    assert json.loads(values)[0]["mountPath"] == mount["mountPath"]
+    created = re.findall(r"create configmap (\S+) -n (\S+) --from-file=([^=]+)=", PAGE)
+    assert created == [(volume["configMap"]["name"], n, item["key"]) for n in ("lowtide", "keda")]
+
+
 def _key_references(value: object) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         if {"name", "key"} <= set(value) and isinstance(value["key"], str):

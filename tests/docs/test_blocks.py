@@ -11,7 +11,7 @@ import pytest
 from typer.main import get_command
 
 from lowtide.cli.main import app
-from lowtide.local.rendering import documents
+from lowtide.local.rendering import documents, parsed
 from manifests.overlays import rendered
 from tests.docs.pages import PYTHON, ROOT, SHELL, Marker, blocks, languages, pages, parse
 from tests.kn import KN
@@ -44,6 +44,7 @@ KINDS = {
 
 
 FLEETS = "knative/overlays/prod-fleets"
+DATABASE_CA = "knative/components/database-ca/mount.yaml"
 SELECTOR = re.compile(
     r"(?P<key>app\.kubernetes\.io/[a-z-]+)(?:=| in \()(?P<values>[a-z0-9, -]+)\)?"
 )
@@ -70,10 +71,14 @@ def markers() -> list[Marker]:
 
 
 def defined() -> set[tuple[str, str]]:
-    """Return kind and name of every object that the manifests define."""
+    """Return kind and name of every object that the manifests define, or expect from the reader."""
     folders = ("knative/base", "keda", FLEETS, "knative/overlays/prod-tls")
     objects = [one for folder in folders for one in rendered(folder)]
-    return {(one["kind"], one["metadata"]["name"]) for one in objects}
+    (mount,) = parsed((ROOT / DATABASE_CA).read_text(encoding="utf-8"))
+    mounted = [one["value"]["configMap"] for one in mount if "configMap" in one["value"]]
+    return {(one["kind"], one["metadata"]["name"]) for one in objects} | {
+        ("ConfigMap", one["name"]) for one in mounted
+    }
 
 
 @pytest.mark.parametrize("page", pages())

@@ -16,6 +16,7 @@ from lowtide.local.rendering import render
 from lowtide.settings import Settings
 from manifests import bounds, check, kubectl, policies
 from manifests.overlays import KUSTOMIZATIONS, OVERLAYS, ROOT, label, others, rendered
+from manifests.pods import templates
 from manifests.policies import Allowance, Finding
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 GPU = "knative/overlays/prod-gpu"
 TLS = "knative/overlays/prod-tls"
+DATABASE_CA = "/etc/lowtide-database"
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
@@ -67,6 +69,49 @@ def test_identity_component_gives_every_api_function_the_file(tmp_path: Path) ->
     issuers = parse(file["data"]["identity.yaml"])
     assert issuers.portal is not None
     assert len(issuers.all) == 2
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_database_ca_component_gives_every_user_of_the_database_the_file(
+    overlay: str, tmp_path: Path
+) -> None:
+    component = "knative/components/database-ca"
+    # kubectl takes no absolute paths.
+    folders = [
+        os.path.relpath(ROOT / one, tmp_path) for one in (f"knative/overlays/{overlay}", component)
+    ]
+    (tmp_path / "kustomization.yaml").write_text(
+        f"resources: [{folders[0]}]\ncomponents: [{folders[1]}]\n"
+    )
+    documents = [resource.document for resource in render(tmp_path)]
+    assert check.findings(documents) == []
+    if kubectl.available():
+        assert kubectl.differences(str(tmp_path), documents) == []
+    users, mounted = set(), set()
+    for template in templates(documents):
+        volumes = {one["name"]: one for one in template.spec.get("volumes", [])}
+        for container in template.containers:
+            name = label(template.owner), container["name"]
+            if _connects(container):
+                users.add(name)
+            for mount in container.get("volumeMounts", []):
+                source = volumes[mount["name"]].get("configMap", {})
+                if source.get("name") == "lowtide-database-ca":
+                    assert (mount["mountPath"], mount["readOnly"]) == (DATABASE_CA, True)
+                    assert source["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+                    mounted.add(name)
+    functions = ("upload", "create-batch", "cancel-batch", "read", "split", "finalize", "schedule")
+    assert {(f"Service/{one}", "function") for one in functions} < users
+    assert {"portal", "worker", "migrate"} < {container for _, container in users}
+    assert mounted == users
+
+
+def _connects(container: Document) -> bool:
+    """Return True if a container has the URL of a database role."""
+    references = [one.get("valueFrom", {}).get("secretKeyRef", {}) for one in container["env"]]
+    return any(
+        one.get("name") == "lowtide-database" and one["key"].endswith("-url") for one in references
+    )
 
 
 def test_everything_but_the_redirect_is_behind_https() -> None:
@@ -343,6 +388,14 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
             "secretKeyRef"
         ].update(key="gone"),
         "no key gone",
+    ),
+    "a mount inside a read-only one": (
+        "Deployment/portal",
+        lambda d: _worker(d)["volumeMounts"].extend(
+            {"name": "tmp", "mountPath": path, "readOnly": path == "/etc/a"}
+            for path in ("/etc/a", "/etc/a/b")
+        ),
+        "mount /etc/a/b is inside /etc/a",
     ),
     "an unknown setting": (
         "Deployment/portal",
