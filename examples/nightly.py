@@ -27,8 +27,12 @@ def main() -> int:
     # Up to a minute of retries: a short outage of the gateway must not lose hours of answers.
     client = OpenAI(api_key=token, max_retries=10)
     file = client.files.create(file=Path(sys.argv[1]), purpose="batch")
+    # A retry after a lost answer returns the same batch.
     batch = client.batches.create(
-        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        input_file_id=file.id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        extra_headers={"Idempotency-Key": file.id},
     )
     while batch.status not in {"completed", "failed", "expired", "cancelled"}:
         time.sleep(2)

@@ -328,9 +328,10 @@ def test_autoscaler_query_reads_bounded_pages(load: Load, where: str, name: str)
     )
     sql = scaler["triggers"][0]["metadata"]["query"].replace(":", r"\:")
     nodes, pages = run(load, f"poll of {name} in {where}", sql, role="autoscaler")
-    assert pages <= 300
+    # A few for each open batch, however many of its requests are queued.
+    assert pages <= 1000
     walks = [node for node in nodes if node.get("Relation Name") == "queue"]
-    assert [walk["Node Type"] for walk in walks] == ["Index Only Scan"] * 2
+    assert [walk["Node Type"] for walk in walks] == ["Index Only Scan"]
 
 
 @pytest.mark.parametrize("function", ["open work", "living workers"])

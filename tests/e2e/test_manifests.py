@@ -52,9 +52,15 @@ CREATE TRIGGER see AFTER INSERT ON local_broker.deliveries
   FOR EACH ROW EXECUTE FUNCTION local_broker.see();
 """
 WAITING = """
+WITH batch AS (
+  INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
+    completion_window, status, created_at, deadline, total)
+  SELECT gen_random_uuid(), gen_random_uuid(), 'waiting', gen_random_uuid(), 'k', '/v1/embeddings',
+    '24h', 'in_progress', now(), now() + interval '1 d', 1
+  RETURNING *
+)
 INSERT INTO queue (batch_id, line, tenant_id, pool, queued_at, deadline, available_at)
-SELECT gen_random_uuid(), 0, gen_random_uuid(), :pool, now(), now() + interval '1 d',
-  now() + interval '1 h'
+SELECT id, 0, tenant_id, :pool, now(), deadline, now() + interval '1 h' FROM batch
 """
 UNSEEN = "DROP TABLE local_broker.seen; DROP FUNCTION local_broker.see() CASCADE"
 
@@ -122,12 +128,13 @@ def _ensure_worker(stack: LocalStack, pool: str) -> None:
     if stack.workers(pool):
         return
     with stack.database.connect() as connection:
-        # The request belongs to no batch and cannot be claimed.
+        # The batch belongs to no tenant, and its request cannot be claimed.
         connection.execute(text("SET session_replication_role = replica"))
         connection.execute(text(WAITING), {"pool": pool})
     until(lambda: stack.workers(pool), f"a worker starts in {pool}")
     with stack.database.connect() as connection:
         connection.execute(text("DELETE FROM queue WHERE line = 0"))
+        connection.execute(text("DELETE FROM batches WHERE user_id = 'waiting'"))
 
 
 def test_autoscaler_runs_queries_of_scaled_objects(stack: LocalStack) -> None:
@@ -139,7 +146,7 @@ def test_autoscaler_runs_queries_of_scaled_objects(stack: LocalStack) -> None:
         rows = stack.query(
             "SELECT query FROM pg_stat_activity WHERE application_name = 'lowtide-autoscaler'"
         )
-        queries.update(row.query[:SHOWN] for row in rows if "FROM queue" in row.query)
+        queries.update(row.query[:SHOWN] for row in rows if "waiting_requests(" in row.query)
         return queries >= expected
 
     until(observe, "every query was observed", within=30)
