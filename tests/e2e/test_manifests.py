@@ -54,9 +54,9 @@ CREATE TRIGGER see AFTER INSERT ON local_broker.deliveries
 WAITING = """
 WITH batch AS (
   INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
-    completion_window, status, created_at, deadline, total)
+    completion_window, status, created_at, deadline, total, start_pool)
   SELECT gen_random_uuid(), gen_random_uuid(), 'waiting', gen_random_uuid(), 'k', '/v1/embeddings',
-    '24h', 'in_progress', now(), now() + interval '1 d', 1
+    '24h', 'in_progress', now(), now() + interval '1 d', 1, :pool
   RETURNING *
 )
 INSERT INTO queue (batch_id, line, tenant_id, pool, queued_at, deadline, available_at)

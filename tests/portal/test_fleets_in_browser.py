@@ -32,6 +32,11 @@ INSERT INTO tallies (batch_id, fleet, pool, lease_id, tenant_id, completed, repl
 VALUES (:batch, 'large', 'spot', :first, :tenant, 20, 7200),
   (:batch, 'small', 'dedicated', :second, :tenant, 30, 3600)
 """
+USED = """
+INSERT INTO usage_days
+SELECT :tenant, (now() AT TIME ZONE 'UTC')::date, 'EUR', pool, 1, requests, 0, 0, cost, dedicated
+FROM (VALUES ('spot', 20, 10, 20), ('dedicated', 30, 3, 3)) AS u (pool, requests, cost, dedicated)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +73,14 @@ def mixed(shared: Database) -> Iterator[UUID]:
             )
         leases = {"first": new_id(), "second": new_id()}
         connection.execute(text(SPENT), {"batch": batch, "tenant": DEFAULT_TENANT, **leases})
+        connection.execute(text(USED), {"tenant": DEFAULT_TENANT})
     for pool in Pool:
         PauseStore(operator).pause(pool, "Ada (portal)", "large")
     yield batch
-    empty(shared.engine("owner"), "batches, batch_fleets, tallies, queue, paused_pools, audit_log")
+    empty(
+        shared.engine("owner"),
+        "batches, batch_fleets, tallies, usage_days, queue, paused_pools, audit_log",
+    )
 
 
 def test_batch_of_two_fleets_shows_its_cost_and_the_fleet_that_limits_it(

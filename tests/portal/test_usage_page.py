@@ -36,7 +36,13 @@ def used(shared: Database, portal: Portal) -> Iterator[Portal]:
                 "status = 'in_progress'"
             )
         )
-        connection.execute(text("UPDATE tallies SET replica_seconds = 36000 WHERE pool = 'spot'"))
+        connection.execute(
+            text(
+                "INSERT INTO usage_days VALUES (:tenant, (now() AT TIME ZONE 'UTC')::date, 'EUR', "
+                "'spot', 1, 266, 2660, 5320, 10, 40)"
+            ),
+            {"tenant": DEFAULT_TENANT},
+        )
     with operator.begin() as connection:
         connection.execute(
             text(
@@ -49,7 +55,7 @@ def used(shared: Database, portal: Portal) -> Iterator[Portal]:
         )
     PauseStore(operator).pause(Pool.SPOT, "Ada (portal)")
     yield portal
-    empty(shared.engine("owner"), "batches, tallies, queue, paused_pools, audit_log")
+    empty(shared.engine("owner"), "batches, tallies, usage_days, queue, paused_pools, audit_log")
     with shared.engine("owner").begin() as connection:
         connection.execute(text("DELETE FROM tenants WHERE name = 'globex'"))
         connection.execute(
