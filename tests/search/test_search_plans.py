@@ -135,11 +135,15 @@ def test_lookup_sorts_pages_only(loaded: World, name: str, scope: TenantId | Non
 
 def test_text_that_matches_nothing_reads_few_pages(loaded: World) -> None:
     loaded.run("DELETE FROM search_backlog")
+    # Earlier tests may have made partitions of more days.
+    days = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'custom_ids'::regclass"
+    partitions = loaded.value(days)
+    assert partitions > DAYS_AHEAD
     for scope in (DEFAULT_TENANT, None):
         for name in ("custom_ids", "terms"):
             plan = _explain(loaded, scope, name, text="nothing", beyond="nothinh")
             pages = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
-            assert pages <= 20 + 3 * (DAYS_AHEAD + 1)
+            assert pages <= 20 + 3 * partitions
 
 
 def test_indexing_reads_one_batch(loaded: World) -> None:
