@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from sqlalchemy import text
@@ -116,8 +116,8 @@ class Outbox:
 
     def forget(self, event: Event) -> None:
         """Delete an event that was accepted."""
-        tenant, engine = event.tenant, self._engine
-        with begin(engine) if tenant is None else acting_for(engine, tenant) as connection:
+        # Each event of a batch has a tenant.
+        with acting_for(self._engine, cast("TenantId", event.tenant)) as connection:
             connection.execute(_FORGET, {"id": event.id})
 
 
@@ -163,7 +163,7 @@ def _event(row: Any) -> Event:
     return Event(
         row.id,
         EventType(row.type),
-        None if row.tenant_id is None else TenantId(row.tenant_id),
+        TenantId(row.tenant_id),
         row.subject,
         row.data,
         trace_of(row),
