@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from lowtide.core.ids import DEFAULT_TENANT
 from lowtide.database.connections import acting_for
+from tests.e2e.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -50,6 +51,23 @@ def stored(connection: Connection, tables: Collection[str]) -> list[str]:
     partitions = connection.execute(text("SELECT parent, name FROM data_partitions")).all()
     parents = {row.parent for row in partitions}
     return sorted({*tables} - parents | {row.name for row in partitions if row.parent in tables})
+
+
+def vacuum(connection: Connection, tables: Collection[str]) -> None:
+    """Vacuum and analyze tables, without empty partitions; leave no dead row.
+
+    VACUUM keeps the rows that an older snapshot sees, such as that of a running autoanalyze.
+    """
+    started = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    older = text(
+        """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+             AND pid <> pg_backend_pid() AND xact_start < :started"""
+    )
+    until(
+        lambda: connection.execute(older, {"started": started}).scalar_one() == 0,
+        "all older transactions have ended",
+    )
+    connection.execute(text(f"VACUUM (ANALYZE) {analyzed(connection, tables)}"))
 
 
 def analyzed(connection: Connection, tables: Collection[str]) -> str:
