@@ -294,7 +294,7 @@ STATEMENTS: dict[str, tuple[str, Callable[[Load], dict[str, Any]], int]] = {
         lambda _: {
             "tenant": DEFAULT_TENANT, "after": None, "limit": 21, "status": None, "user": None,
         },
-        1500,  # the running requests of active batches are counted
+        1000,  # the running requests of active batches are counted
     ),
     "dead letters, a page": (
         dead_letters_store.PAGE,
