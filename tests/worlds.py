@@ -248,7 +248,9 @@ class World:
         made = self.new_batch(tenant, deadline=deadline)
         assert self.split(made, lines)
         if pool != "spot":
-            self.run("UPDATE queue SET pool = :pool WHERE batch_id = :batch", pool=pool, batch=made)
+            self.run(
+                "UPDATE queued_runs SET pool = :pool WHERE batch_id = :batch", pool=pool, batch=made
+            )
         return made
 
     def cancel(self, batch: BatchId, tenant: TenantId = DEFAULT_TENANT) -> bool:
@@ -277,6 +279,20 @@ class World:
     def run(self, sql: str, **parameters: Any) -> None:
         with self.worker.begin() as connection:
             connection.execute(text(sql), parameters)
+
+    def split_runs(self) -> None:
+        """Queue each waiting request as a run of its own."""
+        self.run(
+            """
+            WITH removed AS (DELETE FROM queued_runs RETURNING *)
+            INSERT INTO queued_runs (batch_id, tenant_id, deadline, available_at, queued_at, line, lines,
+              attempts, interruptions, lost_leases, escalated, fleet, pool)
+            SELECT batch_id, tenant_id, deadline, available_at, queued_at, l.line,
+              int4multirange(int4range(l.line, l.line + 1)), attempts, interruptions, lost_leases,
+              escalated, fleet, pool
+            FROM removed CROSS JOIN LATERAL lines_in(lines) l (line)
+            """
+        )
 
     def rows(self, sql: str, **parameters: Any) -> list[Any]:
         with self.worker.begin() as connection:

@@ -25,6 +25,7 @@ from lowtide.batches.views import (
 from lowtide.core.errors import NotFound
 from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id, format_file_id
 from lowtide.core.pools import Pool
+from lowtide.core.runs import RUN_LINES
 from lowtide.files.store import file_of
 from lowtide.fleets.placement import BatchPart
 from lowtide.objects.names import MARK
@@ -84,18 +85,25 @@ _NAMED = """AND starts_with((SELECT custom_id FROM requests r
       WHERE r.batch_id = :batch AND r.line = found.line), :custom_id)"""
 # Requests dropped by a cancellation or at the deadline are only in `requests`. Scalar subqueries
 # replace NOT EXISTS, which would become joins that read a whole table.
-_DROPPED = """SELECT line FROM requests AS found
-    WHERE batch_id = :batch AND line > :after {{here}}
-      AND EXISTS (SELECT 1 FROM batches WHERE id = :batch AND ({ended}))
+_OF_LINE = f"""batch_id = :batch AND line BETWEEN found.line - {RUN_LINES - 1} AND found.line
+        AND lines @> found.line"""
+_DROPPED = f"""SELECT line FROM requests AS found
+    WHERE batch_id = :batch AND line > :after {{{{here}}}}
+      AND EXISTS (SELECT 1 FROM batches WHERE id = :batch AND ({{ended}}))
       AND (SELECT 1 FROM results WHERE batch_id = :batch AND line = found.line) IS NULL
-      AND (SELECT 1 FROM claims WHERE batch_id = :batch AND line = found.line) IS NULL
-      AND (SELECT 1 FROM queue WHERE batch_id = :batch AND line = found.line) IS NULL"""
+      AND (SELECT true FROM claimed_runs WHERE {_OF_LINE} ORDER BY line DESC LIMIT 1) IS NULL
+      AND (SELECT true FROM queued_runs WHERE {_OF_LINE} ORDER BY line DESC LIMIT 1) IS NULL"""  # noqa: S608
+# The lines of runs may interleave within their block: the runs of a page, and of the blocks around it.
+_IN_RUNS = f"""SELECT line FROM (
+    SELECT l.line FROM (
+      SELECT lines FROM {{runs}} WHERE batch_id = :batch AND line > :after - {RUN_LINES}
+      ORDER BY line {{{{enough}}}}) r
+    CROSS JOIN LATERAL lines_in(r.lines) l (line) WHERE l.line > :after) AS found
+    WHERE true {{{{named}}}}"""  # noqa: S608
 _OF_STATUS = {
     None: "SELECT line FROM requests AS found WHERE batch_id = :batch AND line > :after {here}",
-    RequestStatus.QUEUED: """SELECT line FROM queue AS found
-    WHERE batch_id = :batch AND line > :after {named}""",
-    RequestStatus.RUNNING: """SELECT line FROM claims AS found
-    WHERE batch_id = :batch AND line > :after {named}""",
+    RequestStatus.QUEUED: _IN_RUNS.format(runs="queued_runs"),
+    RequestStatus.RUNNING: _IN_RUNS.format(runs="claimed_runs"),
     RequestStatus.COMPLETED: """SELECT line FROM results AS found
     WHERE batch_id = :batch AND line > :after AND succeeded {named}""",
     RequestStatus.FAILED: """SELECT line FROM results AS found
@@ -103,8 +111,8 @@ _OF_STATUS = {
     RequestStatus.EXPIRED: _DROPPED.format(ended="status = 'expired' OR expiring"),
     RequestStatus.CANCELLED: _DROPPED.format(ended="status IN ('cancelling', 'cancelled')"),
 }
-_SEARCH = {"here": _NAMED_HERE, "named": _NAMED}
-_ALL = dict.fromkeys(_SEARCH, "")
+_SEARCH = {"here": _NAMED_HERE, "named": _NAMED, "enough": ""}
+_ALL = {"here": "", "named": "", "enough": f"LIMIT cast(:limit AS integer) + {2 * RUN_LINES}"}
 
 
 def _page(query: str, *, is_search: bool) -> str:
@@ -142,7 +150,9 @@ CROSS JOIN LATERAL (
 LEFT JOIN LATERAL (
   SELECT * FROM results WHERE batch_id = b.id AND line = :line OFFSET 0) f ON true
 LEFT JOIN LATERAL (
-  SELECT lease_id FROM claims WHERE batch_id = b.id AND line = :line OFFSET 0) c ON true
+  SELECT lease_id FROM claimed_runs
+  WHERE batch_id = b.id AND line BETWEEN :line - {RUN_LINES - 1} AND :line AND lines @> cast(:line AS integer)
+  OFFSET 0) c ON true
 WHERE b.id = :batch
 """  # noqa: S608
 LINE_NOTES = """

@@ -21,6 +21,7 @@ from lowtide.batches.model import (
     Outcomes,
     RequestStatus,
 )
+from lowtide.batches.queued import drop_queued
 from lowtide.core.errors import Conflict, InvalidRequest, NotFound, check_key_digest
 from lowtide.core.ids import BatchId, FileId, TenantId, format_batch_id, format_file_id
 from lowtide.core.pools import Cost, Pool
@@ -94,9 +95,8 @@ _CANCEL = text("""
 UPDATE batches SET status = 'cancelling', cancelling_at = now(), at_risk = false
 WHERE id = :id AND status IN ('validating', 'in_progress', 'finalizing') AND NOT expiring
 """)
-_DROP_QUEUED = text("DELETE FROM queue WHERE batch_id = :id")
 _UNDRAINED = text("""
-SELECT EXISTS (SELECT 1 FROM claims WHERE batch_id = :id)
+SELECT EXISTS (SELECT 1 FROM claimed_runs WHERE batch_id = :id)
   OR EXISTS (SELECT 1 FROM segments WHERE batch_id = :id AND split_at IS NULL)
 """)
 _DRAINED = text("""
@@ -181,7 +181,7 @@ class BatchStore:
                 return _require_cancelled(_load(connection, batch)), False
             if actor is not None:
                 note(connection, tenant, actor, "batches.cancel", [format_batch_id(batch)])
-            dropped = connection.execute(_DROP_QUEUED, {"id": batch}).rowcount
+            dropped = drop_queued(connection, [batch])
             drained = not connection.execute(_UNDRAINED, {"id": batch}).scalar_one()
             if drained:
                 row = connection.execute(_DRAINED, {"id": batch}).one()

@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 
 
 _MARK = "/* prepared */"
+_COPY_MARK = "/* prepared copy */"
 _STALE = frozenset({"0A000", "26000"})
 """SQLSTATEs of a plan whose result type changed, and of a statement that no longer exists."""
 _BEGIN = "begin transaction"
 _LARGE = 65536
+_SENT: tuple[bytes, ...] = ()
+"""In place of a stream: its data was sent with the statement."""
 _NO_MESSAGE = (KeyError, struct.error)
 """Errors of pg8000 for bytes that are no message, from looking up the type and unpacking them."""
 
@@ -39,6 +42,18 @@ _NO_MESSAGE = (KeyError, struct.error)
 def hot(sql: str) -> TextClause:
     """Mark a statement to be prepared; its plan must not depend on parameter values."""
     return text(_MARK + sql)
+
+
+def copying(sql: str) -> str:
+    """Mark `COPY … FROM STDIN`, for `exec_driver_sql` with one Copied as its parameter."""
+    return _COPY_MARK + sql
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """The data that a statement copies, in pieces of any size."""
+
+    pieces: Sequence[bytes] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +134,43 @@ class PreparingConnection(dbapi.Connection):
 
     def execute_prepared(self, operation: str, values: Sequence[Any]) -> core.Context:
         """Execute a statement; the first execution prepares it."""
-        statement = _native(operation)
+        return self._run(operation, _native(operation), make_params(self.py_types, values), [])
+
+    def execute_copy(self, operation: str, data: Copied) -> core.Context:
+        """Execute a COPY of these pieces; the first execution prepares it."""
+        return self._run(operation, operation, (), data.pieces)
+
+    def handle_COPY_IN_RESPONSE(  # noqa: N802
+        self, data: bytes, context: core.Context
+    ) -> None:
+        """Send the data, unless that was done without waiting for this answer."""
+        if context.stream is not _SENT:
+            super().handle_COPY_IN_RESPONSE(data, context)
+
+    def _run(
+        self,
+        operation: str,
+        statement: str,
+        values: Sequence[str | bytes | None],
+        pieces: Sequence[bytes],
+    ) -> core.Context:
         if operation not in self._prepared:
             self._prepared[operation] = self.prepare_statement(statement, ())
         name, columns, input_funcs = self._prepared[operation]
-        context = core.Context(statement, columns=columns, input_funcs=input_funcs)
+        context = core.Context(statement, _SENT if pieces else None, columns, input_funcs)
         begins = not self._in_transaction
         if begins:
             self.send_QUERY(_BEGIN)
-        for part in _binding(name, make_params(self.py_types, values)):
+        for part in _binding(name, values):
             core._write(self._sock, part)  # noqa: SLF001
-        core._write(self._sock, core.EXECUTE_MSG + core.SYNC_MSG)  # noqa: SLF001
+        core._write(self._sock, core.EXECUTE_MSG)  # noqa: SLF001
+        for piece in pieces:
+            # The driver's own function would copy a piece, such as a long answer, twice.
+            core._write(self._sock, core.COPY_DATA + core.i_pack(len(piece) + 4))  # noqa: SLF001
+            core._write(self._sock, piece)  # noqa: SLF001
+        # After an error, the server skips the rest up to the Sync.
+        end = core.COPY_DONE_MSG if pieces else b""
+        core._write(self._sock, end + core.SYNC_MSG)  # noqa: SLF001
         core._flush(self._sock)  # noqa: SLF001
         if begins:
             self.handle_messages(core.Context(_BEGIN))
@@ -146,9 +187,12 @@ class PreparingCursor(dbapi.Cursor):
     """A cursor that prepares hot statements."""
 
     def execute(self, operation: str, args: Sequence[Any] = (), stream: Any = None) -> Any:
-        if not operation.startswith(_MARK):
+        if operation.startswith(_MARK):
+            self._context = self._c.execute_prepared(operation, args)
+        elif operation.startswith(_COPY_MARK):
+            self._context = self._c.execute_copy(operation, args[0])
+        else:
             return super().execute(operation, args, stream)
-        self._context = self._c.execute_prepared(operation, args)
         rows = self._context.rows
         self._row_iter = None if rows is None else iter(rows)
         return self

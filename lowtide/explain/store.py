@@ -32,13 +32,14 @@ _ACT_FOR = text("SELECT set_config('lowtide.tenant', :tenant, true)")
 # The requests that wait for spot are those that have not ended and are nowhere else.
 COUNTS = """
 SELECT
-  (SELECT count(*) FROM batch_parts p JOIN queue q ON q.fleet = p.fleet AND q.batch_id = p.batch_id
+  (SELECT coalesce(sum(q.size), 0)::bigint FROM batch_parts p JOIN queued_runs q ON q.fleet = p.fleet AND q.batch_id = p.batch_id
     WHERE p.batch_id = :batch AND q.pool = 'dedicated') AS dedicated,
-  (SELECT count(*) FROM batch_parts p JOIN queue q ON q.fleet = p.fleet AND q.batch_id = p.batch_id
+  (SELECT coalesce(sum(q.size), 0)::bigint FROM batch_parts p JOIN queued_runs q ON q.fleet = p.fleet AND q.batch_id = p.batch_id
     WHERE p.batch_id = :batch AND q.pool IN ('spot', 'dedicated') AND q.available_at > now()) AS delayed,
-  (SELECT count(*) FROM claims WHERE batch_id = :batch AND pool = 'dedicated') AS running_dedicated,
-  (SELECT min(claimed_at) FROM claims WHERE batch_id = :batch) AS claimed_at,
-  (SELECT count(*) FROM fleets f JOIN claims c ON c.fleet = f.name
+  (SELECT coalesce(sum(size), 0)::bigint FROM claimed_runs
+    WHERE batch_id = :batch AND pool = 'dedicated') AS running_dedicated,
+  (SELECT min(claimed_at) FROM claimed_runs WHERE batch_id = :batch) AS claimed_at,
+  (SELECT coalesce(sum(c.size), 0)::bigint FROM fleets f JOIN claimed_runs c ON c.fleet = f.name
     WHERE c.pool IN ('spot', 'dedicated') AND c.tenant_id = :tenant) AS tenant_running,
   running_limit() AS max_running,
   (SELECT json_build_array(quota, extract(epoch FROM until - now())) FROM exhausted_quotas
@@ -47,11 +48,11 @@ SELECT
 """
 PART_COUNTS = """
 SELECT
-  (SELECT count(*) FROM queue WHERE fleet = :fleet AND pool = 'dedicated' AND batch_id = :batch)
+  (SELECT coalesce(sum(size), 0)::bigint FROM queued_runs WHERE fleet = :fleet AND pool = 'dedicated' AND batch_id = :batch)
     AS dedicated,
-  count(*) FILTER (WHERE pool = 'spot') AS running_spot,
-  count(*) FILTER (WHERE pool = 'dedicated') AS running_dedicated
-FROM claims WHERE batch_id = :batch AND fleet = :fleet
+  coalesce(sum(size) FILTER (WHERE pool = 'spot'), 0)::bigint AS running_spot,
+  coalesce(sum(size) FILTER (WHERE pool = 'dedicated'), 0)::bigint AS running_dedicated
+FROM claimed_runs WHERE batch_id = :batch AND fleet = :fleet
 """
 # A few lines of all: the first and the last ones, with which claims begin, and some between.
 STARTS = """

@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from lowtide.batches.store import add_parts
 from lowtide.core.ids import FileId, TenantId
+from lowtide.core.runs import RUN_LINES
 from lowtide.database.connections import begin
 from lowtide.events.model import EventType, segment_event
 from lowtide.events.outbox import add_event, trace_of
@@ -118,13 +119,27 @@ SELECT :batch, :tenant, line, start, length, checksum, custom_id FROM incoming
 WHERE line BETWEEN :first AND :last
 """)
 # Claims take the requests of a batch in the order in which they became available: a microsecond for
-# each place makes that the order by prefix.
-_QUEUE = text("""
-INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, fleet, pool)
-SELECT b.id, b.tenant_id, b.deadline, now() - (:last - i.place) * interval '1 microsecond', now(),
-  i.line, coalesce(cast(:fleet AS text), (cast(:by_model AS text[]))[i.model + 1]), b.start_pool
-FROM incoming i, batches b WHERE b.id = :batch
-""")
+# each place makes that the order by prefix. The lines of a run follow each other in that order, and
+# their own: claims take them by line.
+_QUEUE = text(f"""
+INSERT INTO queued_runs (batch_id, tenant_id, deadline, available_at, queued_at, line, size, lines,
+  fleet, pool)
+SELECT b.id, b.tenant_id, b.deadline, now() - (:last - r.place) * interval '1 microsecond', now(),
+  r.line, r.size, r.lines, r.fleet, b.start_pool
+FROM batches b, (
+  SELECT min(line) AS line, min(place) AS place, count(*) AS size, fleet,
+    range_agg(int4range(line, line + 1)) AS lines
+  FROM (
+    SELECT *, count(*) FILTER (WHERE line < before
+        OR (line - 1) / {RUN_LINES} > (before - 1) / {RUN_LINES})
+      OVER (PARTITION BY fleet ORDER BY place) AS run
+    FROM (
+      SELECT *, lag(line, 1, 1) OVER (PARTITION BY fleet ORDER BY place) AS before
+      FROM (SELECT line, place, coalesce(
+        cast(:fleet AS text), (cast(:by_model AS text[]))[model + 1]) AS fleet FROM incoming) i) i) i
+  GROUP BY fleet, run) r
+WHERE b.id = :batch
+""")  # noqa: S608 - a constant of ours
 _COUNT_SPLIT = text("""
 UPDATE batch_fleets p SET split = p.split + n.lines FROM (
   SELECT (cast(:by_model AS text[]))[model + 1] AS fleet, count(*) AS lines

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from lowtide.files.lines import checksum_of
 
 if TYPE_CHECKING:
@@ -16,8 +18,7 @@ if TYPE_CHECKING:
     from lowtide.telemetry.tracing import TraceContext
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """A request under a lease. `start` and `length` locate it in the input object.
 
     `checksum` verifies its bytes; a request split before checksums were kept has none. `waited` is
@@ -54,8 +55,7 @@ class Claim:
         return not self.attempts and not self.interruptions
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True, gc=False):
     """A request that ended for good, in success or failure.
 
     `body` is the answer in UTF-8; `attempts` counts every attempt; `dead_letter` dead-letters a
@@ -78,8 +78,7 @@ class Finished:
     data_key: DataKeyId | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(msgspec.Struct, frozen=True, gc=False):
     """A request that is released, and available again after `delay` seconds.
 
     `failed` counts an attempt; `interrupted` records a spot interruption; neither applies to a

@@ -37,7 +37,7 @@ WITH due AS (
 )
 SELECT due.fleet, due.pool, due.lines, due.seconds, held.model FROM due CROSS JOIN LATERAL (
   SELECT CASE WHEN min(b.model) = max(b.model) THEN min(b.model) ELSE '' END AS model
-  FROM claims c JOIN batches b ON b.id = c.batch_id WHERE c.lease_id = due.id) held
+  FROM claimed_runs c JOIN batches b ON b.id = c.batch_id WHERE c.lease_id = due.id) held
 ORDER BY due.id
 """)
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('fold rates', 0))")

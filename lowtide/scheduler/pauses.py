@@ -33,8 +33,10 @@ SELECT fleet, pool, since, paused_by FROM paused_pools ORDER BY since, fleet, po
 """)
 _STANDINGS = text("""
 SELECT f.name AS fleet, p.pool,
-  (SELECT count(*) FROM queue q WHERE q.fleet = f.name AND q.pool = p.pool) AS queued,
-  (SELECT count(*) FROM claims c WHERE c.fleet = f.name AND c.pool = p.pool) AS running,
+  (SELECT coalesce(sum(size), 0)::bigint FROM queued_runs q
+    WHERE q.fleet = f.name AND q.pool = p.pool) AS queued,
+  (SELECT coalesce(sum(size), 0)::bigint FROM claimed_runs c
+    WHERE c.fleet = f.name AND c.pool = p.pool) AS running,
   (SELECT count(*) FROM workers w
     WHERE w.fleet = f.name AND w.pool = p.pool AND w.expires_at > now()) AS workers
 FROM fleets f CROSS JOIN unnest(cast(:pools AS text[])) WITH ORDINALITY AS p (pool, place)

@@ -16,6 +16,7 @@ from lowtide.planning.reasons import Reason
 from lowtide.planning.state import PlanResult, SchedulerState
 from lowtide.planning.urgency import changed_barriers
 from lowtide.queue.draining import note_drained
+from lowtide.queue.moving import last_lines, moved, open_batches
 from lowtide.queue.store import requeue
 
 if TYPE_CHECKING:
@@ -30,61 +31,40 @@ if TYPE_CHECKING:
 
 _GIVEN = """json_to_recordset(cast(:moves AS json))
     AS g (batch uuid, lines integer, reason text, bound jsonb)"""
-_TALLY_ESCALATED = """INSERT INTO tallies AS t (batch_id, fleet, pool, lease_id, tenant_id, escalated)
-SELECT batch_id, :fleet, 'dedicated', lease_of_fleet(:fleet), tenant_id, lines FROM counted
-ORDER BY batch_id
-ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
-"""
-# From the end of the queue, which spot would reach last; delayed requests only if no others remain.
-# The ARRAY form keeps the plan a Tid Scan whatever the estimates.
+_COUNTED = """counted AS (
+  SELECT batch_id, tenant_id, sum(wanted)::integer AS lines FROM taken GROUP BY batch_id, tenant_id
+)"""
+# Delayed requests move only if no others remain.
 ESCALATE = f"""
-WITH given AS (
-  SELECT * FROM {_GIVEN}
-), ready AS MATERIALIZED (
-  SELECT g.batch, waiting.ctid AS place FROM given g CROSS JOIN LATERAL (
-    SELECT q.ctid FROM queue q
-    WHERE q.fleet = :fleet AND q.pool = 'spot' AND q.batch_id = g.batch
-      AND q.available_at <= statement_timestamp()
-    ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting
-), remaining AS (
-  SELECT g.batch, g.lines - count(r.batch) AS lines FROM given g LEFT JOIN ready r ON r.batch = g.batch
-  GROUP BY g.batch, g.lines
-), delayed AS MATERIALIZED (
-  SELECT waiting.ctid AS place FROM remaining g CROSS JOIN LATERAL (
-    SELECT q.ctid FROM queue q
-    WHERE q.fleet = :fleet AND q.pool = 'spot' AND q.batch_id = g.batch
-      AND q.available_at > statement_timestamp()
-    ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting
-), moved AS (
-  UPDATE queue SET pool = 'dedicated', escalated = true,
-    available_at = greatest(available_at, statement_timestamp())
-  WHERE ctid = ANY(ARRAY(SELECT place FROM ready UNION ALL SELECT place FROM delayed))
-  RETURNING batch_id, tenant_id
-), counted AS (
-  SELECT batch_id, tenant_id, count(*) AS lines FROM moved GROUP BY batch_id, tenant_id
-), noted AS (
+WITH given AS MATERIALIZED ({open_batches(f"SELECT * FROM {_GIVEN}")}), ready AS MATERIALIZED ({
+    last_lines(
+        "given", "q.fleet = :fleet AND q.pool = 'spot' AND q.available_at <= statement_timestamp()"
+    )
+}), remaining AS MATERIALIZED (
+  SELECT g.batch, g.lines - coalesce(sum(r.wanted), 0) AS lines
+  FROM given g LEFT JOIN ready r ON r.batch = g.batch GROUP BY g.batch, g.lines
+), delayed AS MATERIALIZED ({
+    last_lines(
+        "remaining",
+        "q.fleet = :fleet AND q.pool = 'spot' AND q.available_at > statement_timestamp()",
+    )
+}), {moved(("ready", "delayed"), fleet="fleet", pool="dedicated", escalated=True)}, {
+    _COUNTED
+}, noted AS (
   INSERT INTO request_events (tenant_id, batch_id, lines, kind, pool, reason, bound)
   SELECT c.tenant_id, c.batch_id, c.lines, 'escalated', 'dedicated', g.reason, g.bound
   FROM counted c JOIN given g ON g.batch = c.batch_id
 )
-{_TALLY_ESCALATED}RETURNING (SELECT sum(lines)::bigint FROM counted) AS moved
+INSERT INTO tallies AS t (batch_id, fleet, pool, lease_id, tenant_id, escalated)
+SELECT batch_id, :fleet, 'dedicated', lease_of_fleet(:fleet), tenant_id, lines FROM counted
+ORDER BY batch_id
+ON CONFLICT (batch_id, pool, lease_id) DO UPDATE SET escalated = t.escalated + excluded.escalated
+RETURNING (SELECT sum(lines)::bigint FROM counted) AS moved
 """  # noqa: S608 - a constant of ours
 _ESCALATE = text(ESCALATE)
 GIVE_BACK = f"""
-WITH given AS (
-  SELECT * FROM {_GIVEN}
-), moved AS (
-  UPDATE queue SET pool = 'spot', escalated = false,
-    available_at = greatest(available_at, statement_timestamp())
-  WHERE ctid = ANY(ARRAY(
-    SELECT waiting.ctid FROM given g CROSS JOIN LATERAL (
-      SELECT q.ctid FROM queue q
-      WHERE q.fleet = :fleet AND q.pool = 'dedicated' AND q.batch_id = g.batch
-      ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting))
-  RETURNING batch_id, tenant_id
-), counted AS (
-  SELECT batch_id, tenant_id, count(*) AS lines FROM moved GROUP BY batch_id, tenant_id
-), tallied AS (
+WITH given AS MATERIALIZED ({open_batches(f"SELECT * FROM {_GIVEN}")}), last AS MATERIALIZED ({last_lines("given", "q.fleet = :fleet AND q.pool = 'dedicated'")}),
+{moved(("last",), fleet="fleet", pool="spot", escalated=False)}, {_COUNTED}, tallied AS (
   UPDATE tallies t SET escalated = greatest(0, t.escalated - c.lines) FROM counted c
   WHERE t.batch_id = c.batch_id AND t.pool = 'dedicated'
     AND t.lease_id = lease_of_fleet(:fleet)
@@ -97,65 +77,54 @@ RETURNING (SELECT sum(lines)::bigint FROM counted) AS moved
 _GIVE_BACK = text(GIVE_BACK)
 # The latest claims have the least to lose.
 REVOKE = f"""
-WITH given AS (
+WITH given AS MATERIALIZED (
   SELECT * FROM {_GIVEN}
-), mine AS (
-  DELETE FROM claims WHERE ctid = ANY(ARRAY(
-    SELECT running.ctid FROM given g CROSS JOIN LATERAL (
-      SELECT c.ctid FROM claims c
-      WHERE c.batch_id = g.batch AND c.fleet = :fleet AND c.pool = 'spot'
-      ORDER BY c.claimed_at DESC, c.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) running))
-  RETURNING *
+), latest AS MATERIALIZED (
+  SELECT place, count(*)::integer AS wanted FROM (
+    SELECT latest.place FROM given g CROSS JOIN LATERAL (
+      SELECT running.place FROM (
+        SELECT c.ctid AS place, c.size FROM claimed_runs c
+        WHERE c.batch_id = g.batch AND c.fleet = :fleet AND c.pool = 'spot'
+        ORDER BY c.claimed_at DESC, c.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) running
+      CROSS JOIN LATERAL generate_series(1, running.size) LIMIT g.lines) latest) line
+  GROUP BY place
+), taken AS MATERIALIZED (
+  SELECT c.*, f.wanted, CASE WHEN f.wanted = c.size THEN c.lines
+    ELSE c.lines - first_lines(c.lines, c.size - f.wanted) END AS mine
+  FROM latest f CROSS JOIN LATERAL (
+    SELECT ctid AS place, * FROM claimed_runs WHERE ctid = f.place OFFSET 0) c
+), removed AS (
+  DELETE FROM claimed_runs WHERE ctid = ANY(ARRAY(SELECT place FROM taken WHERE wanted = size))
+), shortened AS (
+  UPDATE claimed_runs c SET size = c.size - t.wanted, lines = c.lines - t.mine
+  FROM taken t
+  WHERE c.ctid = ANY(ARRAY(SELECT place FROM taken WHERE wanted < size)) AND t.place = c.ctid
 )
-SELECT m.batch_id, m.tenant_id, m.lease_id, m.deadline, m.queued_at, m.line, m.attempts,
+SELECT m.batch_id, m.tenant_id, m.lease_id, m.deadline, m.queued_at, l.line, m.attempts,
   m.interruptions, m.lost_leases, m.escalated, m.fleet, m.pool, '' AS reason, 0 AS delay, false AS failed,
   true AS interrupted, g.reason AS revoked, g.bound
-FROM mine m JOIN given g ON g.batch = m.batch_id
+FROM taken m JOIN given g ON g.batch = m.batch_id CROSS JOIN LATERAL lines_in(m.mine) l (line)
 """  # noqa: S608 - a constant of ours
 _REVOKE = text(REVOKE)
-ESCALATE_REVOKED = f"""
-WITH moved AS (
-  UPDATE queue SET pool = 'dedicated', escalated = true
-  WHERE ctid = ANY(ARRAY(
-    SELECT waiting.ctid
-    FROM json_to_recordset(cast(:lines AS json)) AS g (batch uuid, line integer)
-    CROSS JOIN LATERAL (
-      SELECT ctid FROM queue q
-      WHERE q.batch_id = g.batch AND q.line = g.line AND q.pool = 'spot' OFFSET 0) waiting))
-  RETURNING batch_id, tenant_id
-), counted AS (
-  SELECT batch_id, tenant_id, count(*) AS lines FROM moved GROUP BY batch_id, tenant_id
-)
-{_TALLY_ESCALATED}"""  # noqa: S608 - a constant of ours
-_ESCALATE_REVOKED = text(ESCALATE_REVOKED)
 
 # From the end of the lane, what waits for spot first; all of it waits for dedicated then, which gives
 # back what its own spot pool can run in time.
-FALL_BACK = """
-WITH given AS (
-  SELECT * FROM json_to_recordset(cast(:moves AS json)) AS g (batch uuid, lines integer)
-), of_spot AS MATERIALIZED (
-  SELECT g.batch, waiting.place FROM given g CROSS JOIN LATERAL (
-    SELECT q.ctid AS place FROM queue q
-    WHERE q.fleet = :source AND q.pool = 'spot' AND q.batch_id = g.batch
-    ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting
-), remaining AS (
-  SELECT g.batch, g.lines - count(s.batch) AS lines
+FALL_BACK = f"""
+WITH given AS MATERIALIZED ({
+    open_batches(
+        "SELECT * FROM json_to_recordset(cast(:moves AS json)) AS g (batch uuid, lines integer)"
+    )
+}), of_spot AS MATERIALIZED ({last_lines("given", "q.fleet = :source AND q.pool = 'spot'")}),
+remaining AS MATERIALIZED (
+  SELECT g.batch, g.lines - coalesce(sum(s.wanted), 0) AS lines
   FROM given g LEFT JOIN of_spot s ON s.batch = g.batch GROUP BY g.batch, g.lines
-), of_dedicated AS MATERIALIZED (
-  SELECT g.batch, waiting.place FROM remaining g CROSS JOIN LATERAL (
-    SELECT q.ctid AS place FROM queue q
-    WHERE q.fleet = :source AND q.pool = 'dedicated' AND q.batch_id = g.batch
-    ORDER BY q.available_at DESC, q.line DESC LIMIT g.lines FOR UPDATE SKIP LOCKED) waiting
-), moved AS (
-  UPDATE queue SET fleet = :target, pool = 'dedicated', escalated = true,
-    available_at = greatest(available_at, statement_timestamp())
-  WHERE ctid = ANY(ARRAY(SELECT place FROM of_spot UNION ALL SELECT place FROM of_dedicated))
-)
-SELECT batch, count(*) AS lines, count(*) FILTER (WHERE spot) AS spot FROM (
-  SELECT batch, true AS spot FROM of_spot UNION ALL SELECT batch, false FROM of_dedicated) found
-GROUP BY batch ORDER BY batch
-"""
+), of_dedicated AS MATERIALIZED ({
+    last_lines("remaining", "q.fleet = :source AND q.pool = 'dedicated'")
+}), {moved(("of_spot", "of_dedicated"), fleet=":target", pool="dedicated", escalated=True)}
+SELECT batch_id AS batch, sum(wanted)::integer AS lines,
+  (sum(wanted) FILTER (WHERE pool = 'spot'))::integer AS spot
+FROM taken GROUP BY batch_id ORDER BY batch_id
+"""  # noqa: S608 - constants of ours
 _FALL_BACK = text(FALL_BACK)
 # A batch of one fleet becomes one of several. Only a batch that is split: the requests of its other
 # segments would not know their fleet.
@@ -218,11 +187,7 @@ def revoke(connection: Connection, fleet: str, moves: Sequence[Move]) -> tuple[i
     if not moves:
         return 0, []
     rows = connection.execute(_REVOKE, {"fleet": fleet, "moves": given(moves)}).all()
-    ending = requeue(connection, rows)
-    lines = [{"batch": row.batch_id, "line": row.line} for row in rows]
-    parameters = {"fleet": fleet, "lines": msgspec.json.encode(lines).decode()}
-    connection.execute(_ESCALATE_REVOKED, parameters)
-    return len(rows), ending
+    return len(rows), requeue(connection, [row._asdict() for row in rows])
 
 
 def move_to_fleet(
@@ -236,7 +201,7 @@ def move_to_fleet(
     rows = connection.execute(_FALL_BACK, {"moves": encoded, **places}).all()
     moved = [{"batch": row.batch, "lines": row.lines} for row in rows]
     connection.execute(_MOVE_PARTS, {"moved": msgspec.json.encode(moved).decode(), **places})
-    return sum(row.lines for row in rows), sum(row.spot for row in rows)
+    return sum(row.lines for row in rows), sum(row.spot or 0 for row in rows)
 
 
 def given(moves: Sequence[Move]) -> str:
@@ -263,12 +228,12 @@ CROSS JOIN LATERAL (
   SELECT coalesce(sum(completed + failed), 0) AS ended, coalesce(sum(retried), 0) AS retried
   FROM tallies WHERE batch_id = b.id AND fleet = p.fleet) t
 CROSS JOIN LATERAL (
-  SELECT count(*) AS dedicated FROM queue
+  SELECT coalesce(sum(size), 0) AS dedicated FROM queued_runs
   WHERE fleet = p.fleet AND pool = 'dedicated' AND batch_id = b.id) d
 CROSS JOIN LATERAL (
-  SELECT count(*) FILTER (WHERE pool = 'spot') AS running_spot,
-    count(*) FILTER (WHERE pool = 'dedicated') AS running_dedicated
-  FROM claims WHERE batch_id = b.id AND fleet = p.fleet) c
+  SELECT coalesce(sum(size) FILTER (WHERE pool = 'spot'), 0) AS running_spot,
+    coalesce(sum(size) FILTER (WHERE pool = 'dedicated'), 0) AS running_dedicated
+  FROM claimed_runs WHERE batch_id = b.id AND fleet = p.fleet) c
 WHERE b.status = 'in_progress' AND b.drained_at IS NULL AND NOT b.expiring
 UNION ALL
 SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, 0, 0, p.lines, 0, 0, false, b.tenant_id, b.priority,
@@ -302,7 +267,7 @@ SELECT b.id FROM exhausted_quotas x JOIN batches b ON b.tenant_id = x.tenant_id
 WHERE x.until > now() AND x.until >= b.deadline AND b.status = 'in_progress' AND b.drained_at IS NULL
   AND NOT b.expiring AND EXISTS (
     SELECT FROM fleets f CROSS JOIN LATERAL (
-      SELECT FROM queue WHERE fleet = f.name AND pool IN ('spot', 'dedicated') AND batch_id = b.id
+      SELECT FROM queued_runs WHERE fleet = f.name AND pool IN ('spot', 'dedicated') AND batch_id = b.id
       LIMIT 1) q)
 """)
 # In the order of ids, as everywhere else; the statement after it sees what a concurrent tick marked.

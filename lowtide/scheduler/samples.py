@@ -83,7 +83,7 @@ WITH given AS (
   CROSS JOIN LATERAL (SELECT fleet FROM batch_parts WHERE batch_id = b.id OFFSET 0) p
   JOIN given ON given.fleet = p.fleet
   CROSS JOIN LATERAL (
-    SELECT q.available_at FROM queue q
+    SELECT q.available_at FROM queued_runs q
     WHERE q.fleet = given.fleet AND q.pool = given.pool AND q.batch_id = b.id
     ORDER BY q.available_at, q.line LIMIT 1) first
   GROUP BY given.fleet, given.pool

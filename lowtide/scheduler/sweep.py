@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from lowtide.batches.metrics import requests_ended
 from lowtide.batches.model import RequestStatus
+from lowtide.batches.queued import drop_queued
 from lowtide.core.ids import BatchId, TenantId, format_batch_id
 from lowtide.core.pools import Pool
 from lowtide.database.connections import begin
@@ -31,23 +32,32 @@ if TYPE_CHECKING:
 _EXPIRE = text("""
 UPDATE batches SET expiring = true
 WHERE status = 'in_progress' AND NOT expiring AND drained_at IS NULL AND deadline <= now()
-RETURNING id, risk_reason IS NOT DISTINCT FROM 'quota_used_up' AS held
+""")
+# Those of earlier sweeps, too: a run of which some requests were just being settled kept the others.
+_EXPIRING = text("""
+SELECT id, risk_reason IS NOT DISTINCT FROM 'quota_used_up' AS held FROM batches
+WHERE status = 'in_progress' AND expiring AND drained_at IS NULL
+ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """)
 _CANCEL_DUE = text("""
 SELECT id FROM batches WHERE status = 'cancelling' AND drained_at IS NULL
   AND cancelling_at <= now() - make_interval(secs => :grace)
 ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """)
-_DROP_QUEUED = text("DELETE FROM queue WHERE batch_id = ANY(:batches)")
-# Claims being settled right now are left to their worker, which checks for a drained batch too.
+# Runs being settled right now are left to their worker, which checks for a drained batch too, and
+# what is left of them to the next sweep.
 _DROP_RUNNING = text("""
-DELETE FROM claims WHERE ctid = ANY(ARRAY(
-  SELECT ctid FROM claims WHERE batch_id = ANY(:batches) FOR UPDATE SKIP LOCKED))
+WITH dropped AS (
+  DELETE FROM claimed_runs WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM claimed_runs WHERE batch_id = ANY(:batches) FOR UPDATE SKIP LOCKED))
+  RETURNING size
+)
+SELECT coalesce(sum(size), 0)::bigint FROM dropped
 """)
 _UNDRAINED = text("""
 SELECT id FROM batches WHERE status IN ('in_progress', 'cancelling') AND drained_at IS NULL
-  AND NOT EXISTS (SELECT 1 FROM queue WHERE batch_id = id)
-  AND NOT EXISTS (SELECT 1 FROM claims WHERE batch_id = id)
+  AND NOT EXISTS (SELECT 1 FROM queued_runs WHERE batch_id = id)
+  AND NOT EXISTS (SELECT 1 FROM claimed_runs WHERE batch_id = id)
   AND NOT EXISTS (SELECT 1 FROM segments WHERE batch_id = id AND split_at IS NULL)
 """)
 _STALLED = text("""
@@ -94,17 +104,25 @@ DELETE FROM workers WHERE id = ANY(ARRAY(
   SELECT id FROM workers WHERE expires_at <= now() LIMIT :limit FOR UPDATE SKIP LOCKED))
 """)
 # Any claim without a living lease, including those that an earlier sweep skipped or a crash left
-# behind. Requests lost repeatedly get a random delay: claimed together every time, the one that
-# kills its worker would take the innocent ones with it to the dead letters.
+# behind. A row per request ends the scan at a whole run. Requests lost repeatedly get a random delay:
+# claimed together every time, the one that kills its worker would take the innocent ones with it to
+# the dead letters.
 _LOST_REQUESTS = text("""
-DELETE FROM claims WHERE ctid = ANY(ARRAY(
-  SELECT c.ctid FROM claims c WHERE NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = c.lease_id)
-  FOR UPDATE OF c SKIP LOCKED))
-RETURNING batch_id, tenant_id, lease_id, deadline, queued_at, line, attempts, interruptions,
-  least(lost_leases + 1, greatest(lost_leases, :most))::smallint AS lost_leases, escalated, fleet, pool, claimed_at,
-  'The worker stopped responding' AS reason,
+WITH lost AS (
+  DELETE FROM claimed_runs WHERE ctid = ANY(ARRAY(
+    SELECT c.place FROM (
+      SELECT c.ctid AS place, c.size FROM claimed_runs c
+      WHERE NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = c.lease_id)
+      FOR UPDATE OF c SKIP LOCKED) c
+    CROSS JOIN LATERAL generate_series(1, c.size) LIMIT :limit))
+  RETURNING *
+)
+SELECT batch_id, tenant_id, lease_id, deadline, queued_at, l.line, attempts, interruptions,
+  least(lost_leases + 1, greatest(lost_leases, :most))::smallint AS lost_leases, escalated, fleet, pool,
+  claimed_at, 'The worker stopped responding' AS reason,
   CASE WHEN lost_leases = 0 THEN 0 ELSE random() * least(60, 2 ^ (lost_leases + 2)) END AS delay,
   false AS failed, true AS interrupted, now() <= deadline AS in_time
+FROM lost CROSS JOIN LATERAL lines_in(lines) l (line)
 """)
 _POISON = text("""
 WITH given AS (
@@ -201,6 +219,7 @@ ORDER BY due_at LIMIT :limit
 _ORPHAN_OBJECTS = text(ORPHANS)
 _FORGET_ORPHAN_OBJECTS = text("DELETE FROM orphan_objects WHERE object_key = ANY(:keys)")
 _LEASES_PER_SET = 40
+_REQUESTS_PER_SET = 20_000
 _SEGMENT = EventType.SEGMENT_CREATED
 _STEPS = [
     EventType.BATCH_CREATED.value,
@@ -289,29 +308,32 @@ class SweepStore:
         storm = is_storm(leases.lost, leases.living)
         max_lost_leases = self._max_lost_leases - 1 if storm else self._max_lost_leases
         lost_requests: list[Any] = []
-        ended_leases = _LEASES_PER_SET
-        while ended_leases == _LEASES_PER_SET:
-            ended_leases, requests = self._end_leases(max_lost_leases)
+        is_last = False
+        while not is_last:
+            is_last, requests = self._end_leases(max_lost_leases)
             lost_requests += requests
         return lost_requests
 
-    def _end_leases(self, max_lost_leases: int) -> tuple[int, Sequence[Any]]:
-        """End some expired leases; return how many, and the requests left without a lease.
+    def _end_leases(self, max_lost_leases: int) -> tuple[bool, Sequence[Any]]:
+        """End some expired leases, and release some requests without one.
 
-        No request's count of lost leases grows beyond `max_lost_leases`.
+        Returns whether these were the last ones, and the requests. No request's count of lost leases
+        grows beyond `max_lost_leases`.
         """
         with begin(self._engine) as connection:
             ended_leases = connection.execute(_EXPIRED_LEASES, {"limit": _LEASES_PER_SET}).rowcount
-            lost_requests = connection.execute(_LOST_REQUESTS, {"most": max_lost_leases}).all()
+            parameters = {"most": max_lost_leases, "limit": _REQUESTS_PER_SET}
+            lost_requests = connection.execute(_LOST_REQUESTS, parameters).all()
             poison = [row for row in lost_requests if self._is_poison(row)]
             retryable = [row for row in lost_requests if not self._is_poison(row)]
-            ending = requeue(connection, retryable)
+            ending = requeue(connection, [row._asdict() for row in retryable])
             if poison:
                 _dead_letter(connection, poison)
                 ending += [BatchId(row.batch_id) for row in poison]
             note_drained(connection, sorted(set(ending)), self._new_id, delay=0)
         requests_ended(RequestStatus.FAILED, len(poison))
-        return ended_leases, lost_requests
+        is_last = ended_leases < _LEASES_PER_SET and len(lost_requests) < _REQUESTS_PER_SET
+        return is_last, lost_requests
 
     def _expire(self) -> int:
         """End batches past their deadline; return how many requests broke a promise.
@@ -319,7 +341,8 @@ class SweepStore:
         What waited for a quota of its own tenant did not: it would page whoever is on call.
         """
         with begin(self._engine) as connection:
-            rows = connection.execute(_EXPIRE).all()
+            connection.execute(_EXPIRE)
+            rows = connection.execute(_EXPIRING).all()
             late = self._drop(connection, [row.id for row in rows if not row.held])
             held = self._drop(connection, [row.id for row in rows if row.held])
         requests_ended(RequestStatus.EXPIRED, late + held)
@@ -382,12 +405,10 @@ class SweepStore:
     def _drop(self, connection: Connection, batches: Sequence[Any]) -> int:
         if not batches:
             return 0
-        dropped = sum(
-            connection.execute(statement, {"batches": list(batches)}).rowcount
-            for statement in (_DROP_QUEUED, _DROP_RUNNING)
-        )
+        dropped = drop_queued(connection, batches)
+        running: int = connection.execute(_DROP_RUNNING, {"batches": list(batches)}).scalar_one()
         note_drained(connection, [BatchId(batch) for batch in batches], self._new_id, delay=0)
-        return dropped
+        return dropped + running
 
 
 def _dead_letter(connection: Connection, poison: Sequence[Any]) -> None:

@@ -102,9 +102,9 @@ SELECT b.id, p.fleet, b.deadline, NULL, 0, 0, c.running_spot, c.running_dedicate
 FROM batches b
 CROSS JOIN LATERAL (SELECT fleet FROM batch_parts WHERE batch_id = b.id OFFSET 0) p
 CROSS JOIN LATERAL (
-  SELECT count(*) FILTER (WHERE pool = 'spot') AS running_spot,
-    count(*) FILTER (WHERE pool = 'dedicated') AS running_dedicated
-  FROM claims WHERE batch_id = b.id AND fleet = p.fleet) c
+  SELECT coalesce(sum(size) FILTER (WHERE pool = 'spot'), 0) AS running_spot,
+    coalesce(sum(size) FILTER (WHERE pool = 'dedicated'), 0) AS running_dedicated
+  FROM claimed_runs WHERE batch_id = b.id AND fleet = p.fleet) c
 WHERE b.status = 'cancelling' AND b.drained_at IS NULL
 ) l JOIN batches b ON b.id = l.id JOIN (
   SELECT id, name, CASE
@@ -112,9 +112,9 @@ WHERE b.status = 'cancelling' AND b.drained_at IS NULL
     WHEN max_spend_per_month IS NOT NULL THEN date_trunc('month', now(), 'UTC') END AS since
   FROM tenants) t ON t.id = b.tenant_id
 CROSS JOIN LATERAL (SELECT
-  (SELECT available_at FROM queue WHERE fleet = l.fleet AND pool = 'spot' AND batch_id = b.id
+  (SELECT available_at FROM queued_runs WHERE fleet = l.fleet AND pool = 'spot' AND batch_id = b.id
    ORDER BY available_at LIMIT 1) AS spot,
-  (SELECT available_at FROM queue WHERE fleet = l.fleet AND pool = 'dedicated' AND batch_id = b.id
+  (SELECT available_at FROM queued_runs WHERE fleet = l.fleet AND pool = 'dedicated' AND batch_id = b.id
    ORDER BY available_at LIMIT 1) AS dedicated) f
 GROUP BY GROUPING SETS ((t.id, t.name), (t.id, t.name, l.fleet)) ORDER BY t.name
 """  # noqa: S608 - two constants of ours

@@ -52,7 +52,7 @@ METERED = f"""
 CROSS JOIN LATERAL ({USE.replace(":tenant", "t.id")}) open
 CROSS JOIN LATERAL (
   SELECT coalesce(sum(n.running), 0)::bigint AS running FROM fleets f CROSS JOIN LATERAL (
-    SELECT count(*) AS running FROM claims
+    SELECT sum(size) AS running FROM claimed_runs
     WHERE fleet = f.name AND pool IN ('spot', 'dedicated') AND tenant_id = t.id) n) held
 CROSS JOIN LATERAL quota_use(t.id) quota
 LEFT JOIN request_rates rate ON rate.tenant_id = t.id

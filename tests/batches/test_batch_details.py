@@ -211,8 +211,8 @@ def _check_plans(database: Database, batch: BatchId) -> None:
     search = lines | {"custom_id": "request-49"}
     for status, index in (
         (None, "requests_pkey"),
-        (RequestStatus.QUEUED, "queue_pkey"),
-        (RequestStatus.RUNNING, "claims_pkey"),
+        (RequestStatus.QUEUED, "queued_runs_pkey"),
+        (RequestStatus.RUNNING, "claimed_runs_pkey"),
         (RequestStatus.COMPLETED, "results_pkey"),
         (RequestStatus.FAILED, "results_failed"),
     ):
@@ -230,7 +230,7 @@ def _check_plans(database: Database, batch: BatchId) -> None:
         assert index in {node.get("Index Name") for node in nodes}, sql
         scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
         # Claims are empty here, and workers are few.
-        assert scanned <= {"claims", "workers"}, sql
+        assert scanned <= {"claimed_runs", "workers"}, sql
     nodes = plan_nodes(database.engine("operator"), COUNT, **filters, most=1001)
     assert "Limit" in {node["Node Type"] for node in nodes}
 

@@ -15,12 +15,14 @@ from lowtide.batches import answer_store, erasure
 from lowtide.batches import store as batches_store
 from lowtide.core.ids import DEFAULT_TENANT, BatchId, new_id
 from lowtide.core.pools import DEFAULT_FLEET, Pool
+from lowtide.core.runs import RUN_LINES
 from lowtide.files import store as files_store
 from lowtide.objects import data_keys
 from lowtide.pipeline import final_store, split_store
 from lowtide.planning.escalation import Move
-from lowtide.queue import claiming, draining
+from lowtide.queue import claiming, draining, settling
 from lowtide.queue import store as queue_store
+from lowtide.queue.claims import Returned
 from lowtide.scheduler import plan, sweep
 from tests.plans import analyzed, plan_nodes
 from tests.worlds import World, emptied
@@ -31,15 +33,19 @@ if TYPE_CHECKING:
 LINES = 5000
 BATCHES = 8
 BIG = {
-    "queue", "claims", "tallies", "requests", "results", "batches", "files", "segments", "custom_ids",
+    "queued_runs", "claimed_runs", "tallies", "requests", "results", "batches", "files", "segments", "custom_ids",
     "dead_letters", "request_events",
 }  # fmt: skip
 KEDA = Path(__file__).parents[2] / "keda"
 
 
-@pytest.fixture(scope="module")
-def loaded(shared_database: Database) -> World:
+@pytest.fixture(scope="module", params=["runs", "single requests"])
+def loaded(request: pytest.FixtureRequest, shared_database: Database) -> World:
     """Eight half-finished batches of 5,000 requests among 2,000 old batches and files."""
+    run, claim = {
+        "runs": (f"(line - 1) / {RUN_LINES}", f"(line - 1) / {RUN_LINES // 4}"),
+        "single requests": ("line", "line"),
+    }[request.param]
     world = World(emptied(shared_database))
     file = world.file()
     new = [str(new_id()) for _ in range(BATCHES)]
@@ -65,14 +71,21 @@ def loaded(shared_database: Database) -> World:
            FROM batches, generate_series(1, 20) AS number""",
         """INSERT INTO requests SELECT id, line, :tenant, line * 100, 90, line::text
            FROM unnest(cast(:ids AS uuid[])) AS id, generate_series(1, :lines) AS line""",
-        """INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
-           SELECT r.batch_id, r.tenant_id, b.deadline, now(), now(), r.line,
-             CASE WHEN mod(r.line, 10) = 0 THEN 'dedicated' ELSE 'spot' END
-           FROM requests r JOIN batches b ON b.id = r.batch_id WHERE mod(r.line, 2) = 0""",
+        f"""INSERT INTO queued_runs (batch_id, tenant_id, deadline, available_at, queued_at, line, size,
+             lines, pool)
+           SELECT r.batch_id, r.tenant_id, b.deadline, now(), now(), min(line), count(*),
+             range_agg(int4range(line, line + 1)), pool
+           FROM (SELECT *, CASE WHEN mod(line, 10) = 0 THEN 'dedicated' ELSE 'spot' END AS pool
+             FROM requests) r
+           JOIN batches b ON b.id = r.batch_id WHERE mod(line, 2) = 0
+           GROUP BY r.batch_id, r.tenant_id, b.deadline, pool, {run}""",  # noqa: S608
         """INSERT INTO results SELECT batch_id, tenant_id, batch_id, now(), now(), line, 1, 1, 200, 1,
              0, true, false, false, 'spot', 'r', '{}' FROM requests WHERE mod(line, 2) = 1""",
-        """INSERT INTO claims SELECT batch_id, tenant_id, batch_id, now(), now(), now(), line, 0, 0, 0,
-             false, 'spot' FROM requests WHERE mod(line, 20) = 1""",
+        f"""INSERT INTO claimed_runs (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line,
+             size, lines, attempts, interruptions, lost_leases, escalated, pool)
+           SELECT batch_id, tenant_id, batch_id, now(), now(), now(), min(line), count(*),
+             range_agg(int4range(line, line + 1)), 0, 0, 0, false, 'spot'
+           FROM requests WHERE mod(line, 20) = 1 GROUP BY batch_id, tenant_id, {claim}""",  # noqa: S608
         """INSERT INTO custom_ids SELECT batch_id, line, tenant_id, custom_id FROM requests""",
         """INSERT INTO dead_letters (batch_id, line, tenant_id, attempts, error_message)
            SELECT batch_id, line, tenant_id, 1, 'm' FROM results WHERE mod(line, 4) = 1""",
@@ -132,9 +145,11 @@ def test_claim_walks_its_index(loaded: World, lines: int, tenants: int) -> None:
         shares=shares,
     )
     assert _scanned(nodes) == set()
-    assert {"queue_claim", "requests_pkey", "batches_pkey"} <= _indexes(nodes)
-    of_queue = [node for node in nodes if node.get("Relation Name") == "queue"]
-    assert {node["Index Name"] for node in of_queue if "Index Name" in node} == {"queue_claim"}
+    assert {"queued_runs_claim", "requests_pkey", "batches_pkey"} <= _indexes(nodes)
+    of_queue = [node for node in nodes if node.get("Relation Name") == "queued_runs"]
+    assert {node["Index Name"] for node in of_queue if "Index Name" in node} == {
+        "queued_runs_claim"
+    }
     (walk,) = [node for node in of_queue if "Index Name" in node]
     # The scan starts at the mark and ends at the requests that are not available yet.
     assert all(part in walk["Index Cond"] for part in ("pool", "batch_id", "ROW(", "<="))
@@ -156,7 +171,7 @@ def test_lane_search_reads_lanes_in_order_and_probes_queue_index(
         loaded.worker, claiming.LANES[pool], fleet=DEFAULT_FLEET, pool=pool, most=100, without=[]
     )
     assert _scanned(nodes) == set()
-    assert "queue_claim" in _indexes(nodes)
+    assert "queued_runs_claim" in _indexes(nodes)
     assert orders & _indexes(nodes)
     assert "Sort" not in _kinds(nodes)
 
@@ -173,13 +188,68 @@ def test_next_segment_is_found_by_key(loaded: World) -> None:
     assert _scanned(nodes) == set()
 
 
-@pytest.mark.parametrize("statement", [queue_store.FINISH, queue_store.TAKE_BACK])
-def test_settling_finds_claims_by_key(loaded: World, statement: str) -> None:
+@pytest.mark.parametrize("statement", [settling.MINE, settling.END_CLAIMS, settling.FINISH])
+@pytest.mark.parametrize("blocks", [1, 30])
+def test_settling_finds_claims_by_key(loaded: World, statement: str, blocks: int) -> None:
+    lines = range(1, blocks * RUN_LINES, 20)
+    returned = [Returned(_any_batch(loaded), line, "") for line in lines]
+    runs = settling._given(settling._by_line(returned))
+    values = {
+        "lease": new_id(),
+        "runs": runs,
+        "mine": json.dumps(
+            [{**block, "claimed_at": "2026-01-01T00:00:00Z"} for block in json.loads(runs)]
+        ),
+        "sums": "[]",
+        "letters": "[]",
+        "shard": 1,
+    }
+    given = {name: value for name, value in values.items() if f":{name}" in statement}
+    nodes = plan_nodes(loaded.worker, statement, **given)
+    assert _scanned(nodes) == set()
+    assert "claimed_runs_pkey" in _indexes(nodes)
+    # A walk is bounded by the block of the lines on both sides.
+    walks = [node for node in nodes if node.get("Index Name") == "claimed_runs_pkey"]
+    assert all(
+        all(part in walk["Index Cond"] for part in ("batch_id", "line >=", "line <"))
+        for walk in walks
+    )
+    assert "Sort" not in _under(nodes, "LockRows")
+
+
+def test_revocation_finds_claims_by_batch(loaded: World) -> None:
+    moves = plan.given([Move(_any_batch(loaded), 10)])
+    nodes = plan_nodes(loaded.worker, plan.REVOKE, fleet=DEFAULT_FLEET, moves=moves)
+    assert _scanned(nodes) == set()
+    assert "claimed_runs_pkey" in _indexes(nodes)
+
+
+@pytest.mark.parametrize("lines", [10, 2000])
+def test_fallback_finds_requests_by_batch(loaded: World, lines: int) -> None:
+    moves = json.dumps([{"batch": str(_any_batch(loaded)), "lines": lines}])
     nodes = plan_nodes(
-        loaded.worker, statement, lease=new_id(), rows="[]", body=None, model_revision=None, shard=1
+        loaded.worker, plan.FALL_BACK, source=DEFAULT_FLEET, target="other", moves=moves
     )
     assert _scanned(nodes) == set()
-    assert "claims_pkey" in _indexes(nodes)
+    assert "Sort" not in _under(nodes, "LockRows")
+    assert "queued_runs_claim" in _indexes(nodes)
+
+
+def test_state_of_a_request_is_found_in_the_runs_of_its_block(loaded: World) -> None:
+    nodes = plan_nodes(
+        loaded.worker,
+        "SELECT * FROM request_states WHERE batch_id = :batch AND line = 1000",
+        batch=_any_batch(loaded),
+    )
+    assert _scanned(nodes) == set()
+    for index in ("queued_runs_pkey", "claimed_runs_pkey"):
+        (walk,) = [node for node in nodes if node.get("Index Name") == index]
+        assert all(part in walk["Index Cond"] for part in ("batch_id", "line >=", "line <="))
+
+
+def test_requeueing_scans_no_big_table(loaded: World) -> None:
+    nodes = plan_nodes(loaded.worker, str(queue_store._REQUEUE), runs="[]", open=[])
+    assert _scanned(nodes) == set()
 
 
 @pytest.mark.parametrize("lines", [10, 2000])
@@ -188,7 +258,7 @@ def test_escalation_finds_requests_by_batch(loaded: World, lines: int) -> None:
     nodes = plan_nodes(loaded.worker, plan.ESCALATE, fleet=DEFAULT_FLEET, moves=moves)
     assert _scanned(nodes) == set()
     assert "Sort" not in _under(nodes, "LockRows")
-    assert "queue_claim" in _indexes(nodes)
+    assert "queued_runs_claim" in _indexes(nodes)
 
 
 @pytest.mark.parametrize("lines", [10, 2000])
@@ -197,13 +267,13 @@ def test_deescalation_finds_requests_by_batch(loaded: World, lines: int) -> None
     nodes = plan_nodes(loaded.worker, plan.GIVE_BACK, fleet=DEFAULT_FLEET, moves=moves, reason="")
     assert _scanned(nodes) == set()
     assert "Sort" not in _under(nodes, "LockRows")
-    assert "queue_claim" in _indexes(nodes)
+    assert "queued_runs_claim" in _indexes(nodes)
 
 
 def test_tick_counts_requests_by_batch(loaded: World) -> None:
     nodes = plan_nodes(loaded.worker, plan.BATCHES)
     assert _scanned(nodes) <= {"batches", "files"}
-    assert {"queue_claim", "claims_pkey", "tallies_pkey"} <= _indexes(nodes)
+    assert {"queued_runs_claim", "claimed_runs_pkey", "tallies_pkey"} <= _indexes(nodes)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -218,7 +288,7 @@ def test_drain_check_reads_single_queue_rows(loaded: World, count: int) -> None:
     )
     nodes = plan_nodes(loaded.worker, draining.NOTHING_QUEUED, batches=places)
     assert _scanned(nodes) == set()
-    probes = [node for node in nodes if node.get("Relation Name") == "queue"]
+    probes = [node for node in nodes if node.get("Relation Name") == "queued_runs"]
     assert len(probes) == 2
     assert all("batch_id" in probe["Index Cond"] for probe in probes)
     nodes = plan_nodes(loaded.worker, str(draining._DRAIN), batches=ids)
@@ -360,13 +430,13 @@ def test_autoscaler_query_is_bounded(loaded: World, file: str, *, paused: bool) 
             connection.execute(text(insert))
     nodes = plan_nodes(engine, sql.replace(":", r"\:"))
     counting = _waiting(loaded, file[6:-5])
-    assert _scanned([*nodes, *counting]) <= {"claims"}
+    assert _scanned([*nodes, *counting]) <= {"claimed_runs"}
     for walks in (nodes, counting):
         assert [
             (walk["Node Type"], walk["Index Name"])
             for walk in walks
-            if walk.get("Relation Name") == "queue"
-        ] == [("Index Only Scan", "queue_claim")]
+            if walk.get("Relation Name") == "queued_runs"
+        ] == [("Index Only Scan", "queued_runs_claim")]
     # The query reads no more rows than its limits, however many requests are queued.
     limits = [node for node in [*nodes, *counting] if node["Node Type"] == "Limit"]
     assert [node["Plan Rows"] <= 20 for node in limits] == [True] * 4

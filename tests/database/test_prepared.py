@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,7 @@ from lowtide.core.errors import Unavailable
 from lowtide.core.ids import DEFAULT_TENANT
 from lowtide.core.pools import Pool
 from lowtide.database.connections import acting_for, begin, connect
-from lowtide.database.prepared import hot
+from lowtide.database.prepared import Copied, copying, hot
 from lowtide.local.database import engine as admin_engine
 from lowtide.local.files import SUPERUSER
 from tests.loads import fill
@@ -119,7 +120,7 @@ def test_migration_during_work_loses_no_result(world: World, database: Database)
     claims = [*queue.claim(lease, Pool.SPOT, 10)]
     queue.settle(lease, [done(claim) for claim in claims], [])
     with database.engine("owner").begin() as connection:
-        for table in ("queue", "claims", "results", "batches"):
+        for table in ("queued_runs", "claimed_runs", "results", "batches"):
             connection.execute(text(f"ALTER TABLE {table} ADD COLUMN colour text"))
     refused = 0
     while own_world.drained(batch) == 0:
@@ -320,3 +321,64 @@ def test_driver_has_expected_attributes(one: Engine) -> None:
     with one.connect() as connection:
         driver = connection.connection.dbapi_connection
         assert {"_sock", "_usock", "_transaction_status"} <= set(vars(driver))
+
+
+NUMBERS = copying("COPY numbers FROM STDIN (FORMAT binary)")
+HEAD, END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
+
+
+def _numbers(*values: int) -> Copied:
+    rows = [struct.pack(">hii", 1, 4, value) for value in values]
+    return Copied([HEAD, *rows, END])
+
+
+@pytest.fixture
+def counting(one: Engine) -> Iterator[Engine]:
+    """The same pool, with a temporary table."""
+    with begin(one) as connection:
+        connection.execute(text("CREATE TEMPORARY TABLE numbers (n integer CHECK (n > 0))"))
+    yield one
+    with begin(one) as connection:
+        connection.execute(text("DROP TABLE numbers"))
+
+
+def _sum(engine: Engine) -> int:
+    with begin(engine) as connection:
+        return int(connection.execute(text("SELECT sum(n) FROM numbers")).scalar_one() or 0)
+
+
+def test_copied_rows_are_of_the_transaction(counting: Engine) -> None:
+    with begin(counting) as connection:
+        connection.exec_driver_sql(NUMBERS, (_numbers(1, 2),))
+        connection.exec_driver_sql(NUMBERS, (_numbers(*range(3, 50_000)),))
+    total = sum(range(50_000))
+    assert _sum(counting) == total
+    with begin(counting) as connection:
+        connection.exec_driver_sql(NUMBERS, (_numbers(1),))
+        connection.rollback()
+    assert _sum(counting) == total
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(_numbers(1, 0, *range(1, 50_000)), id="rejected"),
+        pytest.param(Copied([HEAD, b"\x00\x02", END]), id="malformed"),
+    ],
+)
+def test_failed_copy_leaves_the_connection_usable(counting: Engine, data: Copied) -> None:
+    backend = _backend(counting)
+    with pytest.raises(DBAPIError), begin(counting) as connection:
+        connection.exec_driver_sql(NUMBERS, (data,))
+    assert _sum(counting) == 0
+    with begin(counting) as connection:
+        connection.exec_driver_sql(NUMBERS, (_numbers(7),))
+    assert (_sum(counting), _backend(counting)) == (7, backend)
+
+
+def test_copy_of_a_table_that_is_gone_is_an_error(counting: Engine) -> None:
+    with pytest.raises(DBAPIError, match="does not exist"), begin(counting) as connection:
+        connection.exec_driver_sql(
+            copying("COPY missing FROM STDIN (FORMAT binary)"), (_numbers(1),)
+        )
+    assert _sum(counting) == 0

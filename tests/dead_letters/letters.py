@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from lowtide.core.ids import DEFAULT_TENANT
 from lowtide.core.pools import Pool

@@ -128,7 +128,7 @@ def is_splitting(stack: LocalStack) -> bool:
 def test_batch_survives_killed_split(
     breakable: LocalStack, file: str, assert_survives: Callable[[str], None]
 ) -> None:
-    with breakable.locked("queue"):
+    with breakable.locked("queued_runs"):
         batch = freeze_during(
             breakable,
             "split",

@@ -59,8 +59,8 @@ WITH batch AS (
     '24h', 'in_progress', now(), now() + interval '1 d', 1, :pool
   RETURNING *
 )
-INSERT INTO queue (batch_id, line, tenant_id, pool, queued_at, deadline, available_at)
-SELECT id, 0, tenant_id, :pool, now(), deadline, now() + interval '1 h' FROM batch
+INSERT INTO queued_runs (batch_id, line, lines, tenant_id, pool, queued_at, deadline, available_at)
+SELECT id, 0, '{[0,1)}', tenant_id, :pool, now(), deadline, now() + interval '1 h' FROM batch
 """
 UNSEEN = "DROP TABLE local_broker.seen; DROP FUNCTION local_broker.see() CASCADE"
 
@@ -133,7 +133,7 @@ def _ensure_worker(stack: LocalStack, pool: str) -> None:
         connection.execute(text(WAITING), {"pool": pool})
     until(lambda: stack.workers(pool), f"a worker starts in {pool}")
     with stack.database.connect() as connection:
-        connection.execute(text("DELETE FROM queue WHERE line = 0"))
+        connection.execute(text("DELETE FROM queued_runs WHERE line = 0"))
         connection.execute(text("DELETE FROM batches WHERE user_id = 'waiting'"))
 
 

@@ -40,8 +40,9 @@ def _mixed(world: World) -> BatchId:
         large=LARGE,
         rest=LINES - LARGE,
     )
+    world.split_runs()
     world.run(
-        "UPDATE queue SET fleet = 'large' WHERE batch_id = :batch AND line <= :large",
+        "UPDATE queued_runs SET fleet = 'large' WHERE batch_id = :batch AND line <= :large",
         batch=batch,
         large=LARGE,
     )
@@ -111,7 +112,7 @@ def test_only_fleet_is_not_named(world: World, fleets: tuple[str, ...], expected
 
 def test_ended_batch_of_several_fleets_blames_none(world: World) -> None:
     batch = _mixed(world)
-    world.run("DELETE FROM queue WHERE batch_id = :batch", batch=batch)
+    world.run("DELETE FROM queued_runs WHERE batch_id = :batch", batch=batch)
     world.run(
         "UPDATE batches SET status = 'completed', completed = :lines, drained_at = now(), "
         "finalizing_at = now(), completed_at = now() WHERE id = :batch",

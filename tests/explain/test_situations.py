@@ -151,7 +151,7 @@ def _retries(world: World) -> BatchId:
 def _delayed(world: World) -> BatchId:
     batch = _old(world)
     _worker(world, 0, settled=20)
-    world.run("UPDATE queue SET available_at = now() + interval '1 min'")
+    world.run("UPDATE queued_runs SET available_at = now() + interval '1 min'")
     return batch
 
 
@@ -248,6 +248,7 @@ def _claims_of_others(world: World) -> None:
     """Let another tenant have enough requests and batches that no plan reads all of them."""
     other = tenant_with(world, "other")
     batch = world.batch(1000, tenant=other)
+    world.split_runs()
     world.run(
         """INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint,
              completion_window, status, created_at, deadline)
@@ -256,13 +257,14 @@ def _claims_of_others(world: World) -> None:
         tenant=other,
     )
     world.run(
-        """INSERT INTO claims
-           SELECT batch_id, tenant_id, batch_id, now(), now(), now(), line, 1, 0, 0, false, 'spot'
-           FROM requests WHERE batch_id = :batch""",
+        """INSERT INTO claimed_runs (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at,
+             line, attempts, interruptions, lost_leases, escalated, pool, lines)
+           SELECT batch_id, tenant_id, batch_id, now(), now(), now(), line, 1, 0, 0, false, 'spot',
+             int4multirange(int4range(line, line + 1)) FROM requests WHERE batch_id = :batch""",
         batch=batch,
     )
     with world.database.engine("owner").begin() as connection:
-        connection.exec_driver_sql("ANALYZE claims, queue, batches")
+        connection.exec_driver_sql("ANALYZE claimed_runs, queued_runs, batches")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +273,7 @@ def _claims_of_others(world: World) -> None:
         (store.EARLIER, "batches_completed"),
         (store.STARTS, "results_pkey"),
         (store.MARKS, "request_events_notes"),
-        (store.COUNTS, "claims_of_lane"),
+        (store.COUNTS, "claimed_runs_of_lane"),
     ],
     ids=["earlier", "starts", "marks", "counts"],
 )
@@ -284,7 +286,7 @@ def test_facts_are_read_by_index(world: World, statement: str, index: str) -> No
     _claims_of_others(world)
     nodes = plan_nodes(world.database.engine("operator"), statement, **bound)
     assert index in {node.get("Index Name") for node in nodes}
-    large = {"requests", "results", "queue", "claims", "batches", "request_events"}
+    large = {"requests", "results", "queued_runs", "claimed_runs", "batches", "request_events"}
     assert (
         not {node.get("Relation Name") for node in nodes if node["Node Type"] == "Seq Scan"} & large
     )
@@ -331,7 +333,7 @@ def test_advice_has_its_effect(world: World) -> None:
 def test_earlier_runs_are_compared(world: World) -> None:
     earlier = [world.batch(10) for _ in range(3)]
     for number, each in enumerate(earlier, 1):
-        world.run("DELETE FROM queue WHERE batch_id = :batch", batch=each)
+        world.run("DELETE FROM queued_runs WHERE batch_id = :batch", batch=each)
         world.run(
             "UPDATE batches SET status = 'completed', completed = 10, drained_at = now(), "
             "in_progress_at = now() - make_interval(secs => :seconds), finalizing_at = now(), "

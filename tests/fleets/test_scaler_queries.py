@@ -78,9 +78,8 @@ def run(world: World, statement: str) -> None:
 
 
 def fill(world: World, table: str, fleet: str, pool: Pool, rows: int) -> None:
-    """Insert requests of a lane."""
-    claim = ("", "")
-    if table == "claims":
+    """Insert requests of a lane, in runs of up to three."""
+    if table == "claimed_runs":
         claim = (
             ", lease_id, claimed_at, attempts, interruptions, lost_leases, escalated",
             ", gen_random_uuid(), now(), 0, 0, 0, false",
@@ -89,15 +88,16 @@ def fill(world: World, table: str, fleet: str, pool: Pool, rows: int) -> None:
         claim = (", available_at", ", now()")
     run(
         world,
-        f"INSERT INTO {table} (batch_id, tenant_id, deadline, queued_at, line, fleet, pool{claim[0]}) "  # noqa: S608 - names of ours
-        f"SELECT gen_random_uuid(), gen_random_uuid(), now(), now(), n, '{fleet}', '{pool}'{claim[1]} "
-        f"FROM generate_series(1, {rows}) n",
+        f"INSERT INTO {table} (batch_id, tenant_id, deadline, queued_at, line, size, lines, fleet, "  # noqa: S608 - names of ours
+        f"pool{claim[0]}) SELECT gen_random_uuid(), gen_random_uuid(), now(), now(), min(n), count(*), "
+        f"range_agg(int4range(n, n + 1)), '{fleet}', '{pool}'{claim[1]} "
+        f"FROM generate_series(1, {rows}) n GROUP BY (n - 1) / 3",
     )
     run(
         world,
         "INSERT INTO batches (id, tenant_id, user_id, input_file_id, input_key, endpoint, "
-        "completion_window, status, created_at, deadline) SELECT batch_id, tenant_id, 'u', batch_id, "
-        "'k', '/v1/embeddings', '24h', 'in_progress', now(), now() FROM queue ON CONFLICT DO NOTHING",
+        "completion_window, status, created_at, deadline, fleet) SELECT batch_id, tenant_id, 'u', batch_id, "
+        "'k', '/v1/embeddings', '24h', 'in_progress', now(), now(), fleet FROM queue ON CONFLICT DO NOTHING",
     )
 
 
@@ -115,8 +115,8 @@ def test_replicas_are_the_ceiling_of_the_lanes_requests(
 ) -> None:
     for other in LANES:
         if other != (fleet, pool):
-            fill(world, "queue", *other, 9)
-            fill(world, "claims", *other, 9)
+            fill(world, "queued_runs", *other, 9)
+            fill(world, "claimed_runs", *other, 9)
     scaling = rules(fleet, pool)
     found = FLEETS.get(fleet)
     assert found is not None
@@ -126,7 +126,7 @@ def test_replicas_are_the_ceiling_of_the_lanes_requests(
     for _ in range(most + 3):
         value = count(world, fleet, pool)
         replicas.append(decide(scaling, Memory(), value, 0.0).replicas)
-        fill(world, "queue", fleet, pool, 1)
+        fill(world, "queued_runs", fleet, pool, 1)
     expected = [
         max(spec.min_replicas, min(-(-requests // spec.rows_per_replica), spec.max_replicas))
         for requests in range(most + 3)
@@ -142,10 +142,10 @@ def test_replicas_follow_each_lane_alone_while_all_queues_vary(world: World) -> 
     # beside ever other numbers in the others.
     for step in range(201):
         rows = {lane: step * factor % 201 for lane, factor in zip(LANES, (1, 2, 5, 7), strict=True)}
-        run(world, "DELETE FROM claims; DELETE FROM queue")
+        run(world, "DELETE FROM claimed_runs; DELETE FROM queued_runs")
         for lane, number in rows.items():
-            fill(world, "claims", *lane, number // 3)
-            fill(world, "queue", *lane, number - number // 3)
+            fill(world, "claimed_runs", *lane, number // 3)
+            fill(world, "queued_runs", *lane, number - number // 3)
         with world.database.engine("autoscaler").connect() as connection:
             values = dict(zip(LANES, connection.execute(text(everything)).one(), strict=True))
         replicas = {
@@ -155,15 +155,15 @@ def test_replicas_follow_each_lane_alone_while_all_queues_vary(world: World) -> 
 
 
 def test_running_requests_count_in_their_own_lane(world: World) -> None:
-    fill(world, "claims", "large", Pool.SPOT, 8)
-    fill(world, "queue", "large", Pool.SPOT, 3)
+    fill(world, "claimed_runs", "large", Pool.SPOT, 8)
+    fill(world, "queued_runs", "large", Pool.SPOT, 3)
     counts = {lane: count(world, *lane) for lane in LANES}
     assert counts == dict.fromkeys(LANES, 0) | {("large", Pool.SPOT): 11}
 
 
 def test_pause_of_one_lane_leaves_the_others(world: World) -> None:
     for lane in LANES:
-        fill(world, "queue", *lane, 5)
+        fill(world, "queued_runs", *lane, 5)
     run(world, "INSERT INTO paused_pools (fleet, pool, paused_by) VALUES ('large', 'spot', 'ana')")
     counts = {lane: count(world, *lane) for lane in LANES}
     assert counts == dict.fromkeys(LANES, 5) | {("large", Pool.SPOT): 0}
@@ -171,7 +171,7 @@ def test_pause_of_one_lane_leaves_the_others(world: World) -> None:
 
 def test_plan_of_one_fleet_caps_its_dedicated_pool_alone(world: World) -> None:
     for lane in LANES:
-        fill(world, "queue", *lane, 100)
+        fill(world, "queued_runs", *lane, 100)
     run(
         world,
         "INSERT INTO wanted_replicas (fleet, pool, replicas, since) VALUES ('large', 'dedicated', 1, '{}')",
@@ -182,7 +182,7 @@ def test_plan_of_one_fleet_caps_its_dedicated_pool_alone(world: World) -> None:
 
 def test_fleet_without_engine_gains_no_replicas_and_takes_none_from_another(world: World) -> None:
     for fleet in ("large", "small"):
-        fill(world, "queue", fleet, Pool.SPOT, 100)
+        fill(world, "queued_runs", fleet, Pool.SPOT, 100)
     worker(world, "large", Pool.SPOT, "open")
     worker(world, "small", Pool.SPOT, "closed")
     assert count(world, "large", Pool.SPOT) == 7
@@ -191,7 +191,7 @@ def test_fleet_without_engine_gains_no_replicas_and_takes_none_from_another(worl
 
 def test_worker_stays_to_probe_its_engine_for_work_of_its_own_fleet_only(world: World) -> None:
     worker(world, "large", Pool.SPOT, "open")
-    fill(world, "queue", "small", Pool.SPOT, 1)
+    fill(world, "queued_runs", "small", Pool.SPOT, 1)
     assert count(world, "large", Pool.SPOT) == 0
-    fill(world, "queue", "large", Pool.DEDICATED, 1)
+    fill(world, "queued_runs", "large", Pool.DEDICATED, 1)
     assert count(world, "large", Pool.SPOT) == 1

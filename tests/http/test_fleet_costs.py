@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from lowtide.core.ids import DEFAULT_TENANT, new_id, parse_batch_id
 from lowtide.core.pools import Pool
@@ -79,7 +80,7 @@ def test_each_part_costs_what_its_own_fleet_does(
     _declare(api, monkeypatch, tmp_path / "fleets.yaml", FLEETS)
     batch = _create(api, "llama-70b", "llama-8b", "llama-70b")["id"]
     _split(api, world, batch, FLEETS.replace("price: ", "price: 8"))
-    world.run("UPDATE queue SET pool = 'dedicated' WHERE fleet = 'large'")
+    world.run("UPDATE queued_runs SET pool = 'dedicated' WHERE fleet = 'large'")
     _run(world, "large", Pool.DEDICATED)
     _run(world, "small", Pool.SPOT)
     _declare(api, monkeypatch, tmp_path / "new.yaml", FLEETS.replace("price: ", "price: 9"))

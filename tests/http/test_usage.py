@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import text
 from typer.testing import CliRunner
 from werkzeug.serving import make_server

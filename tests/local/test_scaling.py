@@ -82,6 +82,7 @@ def fill(connection: Connection, table: str, pool: str, rows: int) -> None:
         "timestamp with time zone": "now()",
         "boolean": "false",
         "interval": "interval '1 minute'",
+        "int4multirange": "int4multirange(int4range(n, n + 1))",
     }
     names = ", ".join(["pool", *(column.name for column in columns)])
     expressions = ", ".join([f"'{pool}'", *(values.get(column.type, "n") for column in columns)])
@@ -104,8 +105,8 @@ FROM queue
 
 def queue_up(connection: Connection, pool: str, rows: int) -> None:
     """Queue that many requests of a pool, each of a batch of its own, and nothing else."""
-    connection.execute(text("TRUNCATE queue, claims, batches CASCADE"))
-    fill(connection, "queue", pool, rows)
+    connection.execute(text("TRUNCATE queued_runs, claimed_runs, batches CASCADE"))
+    fill(connection, "queued_runs", pool, rows)
     connection.execute(text(OF_BATCHES))
 
 
@@ -137,7 +138,7 @@ def test_scaler_query_counts_queued_and_claimed_requests_of_pool(
     other = {"spot": "dedicated", "dedicated": "spot"}[pool]
     with database.connect() as connection:
         queue_up(connection, pool, queued)
-        fill(connection, "claims", pool, claimed)
+        fill(connection, "claimed_runs", pool, claimed)
     scaler = scalers[f"infer-{pool}"]
     assert scaler.read() == value
     assert scalers[f"infer-{other}"].read() == 0
@@ -145,7 +146,7 @@ def test_scaler_query_counts_queued_and_claimed_requests_of_pool(
 
 
 MAX_REQUESTS = 200
-DELETE_ONE = "DELETE FROM queue WHERE ctid = (SELECT ctid FROM queue LIMIT 1)"
+DELETE_ONE = "DELETE FROM queued_runs WHERE ctid = (SELECT ctid FROM queued_runs LIMIT 1)"
 ROWS_PER_REPLICA = {"spot": 5, "dedicated": 10}
 BOUNDS = {
     "keda": {"spot": 4, "dedicated": 2},

@@ -137,7 +137,9 @@ def test_concurrent_splits_succeed_once(world: World) -> None:
         assert world.lines("queue", batch) == list(range(1, 51))
 
 
-@pytest.mark.parametrize("before", ["COPY incoming", "INSERT INTO requests", "INSERT INTO queue"])
+@pytest.mark.parametrize(
+    "before", ["COPY incoming", "INSERT INTO requests", "INSERT INTO queued_runs"]
+)
 def test_batch_cancelled_during_split_queues_nothing(world: World, before: str) -> None:
     batch = world.new_batch()
     slow = world.own_engine("worker")

@@ -175,7 +175,7 @@ def portal(shared: Database, shared_portal: Portal) -> Portal:
     """The shared portal, without batches."""
     empty(
         shared.engine("owner"),
-        "batches, batch_fleets, tallies, queue, claims, workers, paused_pools, pool_samples",
+        "batches, batch_fleets, tallies, queued_runs, claimed_runs, workers, paused_pools, pool_samples",
     )
     return shared_portal
 

@@ -128,8 +128,9 @@ def add_queued(
     """Queue requests of a batch."""
     _add_requests(
         engine,
-        "INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool, fleet) "
-        "SELECT :batch, :tenant, now(), now(), now(), line, :pool, :fleet",
+        "INSERT INTO queued_runs (batch_id, tenant_id, deadline, available_at, queued_at, line, lines, pool, "
+        "fleet) SELECT :batch, :tenant, now(), now(), now(), line, "
+        "int4multirange(int4range(line, line + 1)), :pool, :fleet",
         batch,
         FleetPool(fleet, Pool(pool)),
         lines,
@@ -142,9 +143,10 @@ def add_claimed(
     """Store claims of requests of a batch."""
     _add_requests(
         engine,
-        "INSERT INTO claims (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line, "
-        "attempts, interruptions, lost_leases, escalated, pool, fleet) "
-        "SELECT :batch, :tenant, :lease, now(), now(), now(), line, 0, 0, 0, false, :pool, :fleet",
+        "INSERT INTO claimed_runs (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line, "
+        "lines, attempts, interruptions, lost_leases, escalated, pool, fleet) "
+        "SELECT :batch, :tenant, :lease, now(), now(), now(), line, "
+        "int4multirange(int4range(line, line + 1)), 0, 0, 0, false, :pool, :fleet",
         batch,
         FleetPool(fleet, Pool(pool)),
         lines,

@@ -57,7 +57,7 @@ def populated(shared: Database, portal: Portal) -> Iterator[Portal]:
         connection.execute(text("UPDATE batches SET tenant_id = :id"), {"id": acme})
         connection.execute(text("UPDATE tallies SET tenant_id = :id"), {"id": acme})
     yield portal
-    empty(shared.engine("owner"), "audit_log, batches, tallies, queue")
+    empty(shared.engine("owner"), "audit_log, batches, tallies, queued_runs")
     with shared.engine("owner").begin() as connection:
         for table, column in (("api_keys", "tenant_id"), ("tenants", "id")):
             connection.execute(

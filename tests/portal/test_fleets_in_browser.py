@@ -79,7 +79,7 @@ def mixed(shared: Database) -> Iterator[UUID]:
     yield batch
     empty(
         shared.engine("owner"),
-        "batches, batch_fleets, tallies, usage_days, queue, paused_pools, audit_log",
+        "batches, batch_fleets, tallies, usage_days, queued_runs, paused_pools, audit_log",
     )
 
 

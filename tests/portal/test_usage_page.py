@@ -55,7 +55,9 @@ def used(shared: Database, portal: Portal) -> Iterator[Portal]:
         )
     PauseStore(operator).pause(Pool.SPOT, "Ada (portal)")
     yield portal
-    empty(shared.engine("owner"), "batches, tallies, usage_days, queue, paused_pools, audit_log")
+    empty(
+        shared.engine("owner"), "batches, tallies, usage_days, queued_runs, paused_pools, audit_log"
+    )
     with shared.engine("owner").begin() as connection:
         connection.execute(text("DELETE FROM tenants WHERE name = 'globex'"))
         connection.execute(

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from lowtide.core.pools import Pool
+from lowtide.core.runs import block_of, lines_of
 from lowtide.queue.fairness import Lane, ranked
 from tests import oracle
 
@@ -186,9 +187,11 @@ class Model:
     def _check_order(
         pool: Pool, claimed: list[Batch], remaining: list[Batch], rooms: Mapping[TenantId, float]
     ) -> None:
-        order = _order(pool, {batch.id: batch for batch in [*claimed, *remaining]}.values())
-        for first in claimed:
-            for second in remaining:
+        all_claimed = {batch.id: batch for batch in claimed}
+        all_remaining = {batch.id: batch for batch in remaining}
+        order = _order(pool, (all_claimed | all_remaining).values())
+        for first in all_claimed.values():
+            for second in all_remaining.values():
                 (level, place), (other_level, other_place) = order[first.id], order[second.id]
                 if first.tenant == second.tenant:
                     assert place <= other_place, "in the tenant's own order"
@@ -199,12 +202,19 @@ class Model:
         """Compare a snapshot of the database with the model."""
         for place in ("queue", "claims", "results"):
             rows = {(row["batch_id"], row["line"]): row for row in snapshot[place] or ()}
+            assert len(rows) == len(snapshot[place] or ()), "in one run only"
             requests = {
                 (str(batch.id), number): request for batch, number, request in self.all_at(place)
             }
             assert rows.keys() == requests.keys(), place
             for key, row in rows.items():
                 _check_request(place, requests[key], row)
+        for run in snapshot["queued_runs"] or ():
+            _check_run(run)
+            assert run["line"] == run["first"]
+        for run in snapshot["claimed_runs"] or ():
+            _check_run(run)
+            assert block_of(run["line"]) <= run["line"] <= run["first"]
         states = {row["id"]: row for row in snapshot["batches"] or ()}
         assert states.keys() == {str(id_) for id_ in self.batches}
         drained = snapshot["drained"] or {}
@@ -226,6 +236,11 @@ def _order(pool: Pool, batches: Iterable[Batch]) -> dict[BatchId, tuple[float, i
         for own in tenants.values()
         for place, (level, lane) in enumerate(ranked([batch.lane for batch in own], pool))
     }
+
+
+def _check_run(row: Mapping[str, Any]) -> None:
+    assert row["size"] == len(list(lines_of(row["lines"]))) > 0
+    assert block_of(row["line"]) == block_of(row["first"]) == block_of(row["end"] - 1)
 
 
 def _check_request(place: str, request: Request, row: Mapping[str, Any]) -> None:

@@ -184,7 +184,7 @@ def test_limited_tenants_cause_no_deadlock_between_workers(world: World) -> None
         second._engine, FleetPool(DEFAULT_FLEET, Pool.SPOT)
     )
     served._turns._tags = {a: 1.0, b: 0.0}
-    with gate(slow, before="DELETE FROM queue") as stopped:
+    with gate(slow, before="DELETE FROM queued_runs") as stopped:
         claim = Running(lambda: first.claim(leases[0], Pool.SPOT, 1))
         stopped.wait()
         assert second.claim(leases[1], Pool.SPOT, 1) == []

@@ -134,7 +134,7 @@ def test_concurrent_releases_wait_only_for_batch_that_ends(world: World, end: st
     other_world = World(world.database)
     other_world.batches._engine = slow
     other_world.ticks._engine = slow
-    with gate(slow, before="DELETE FROM queue") as ending:
+    with gate(slow, before="DELETE FROM queued_runs") as ending:
         end_of_batch = Running(lambda: ENDS[end](other_world, batch))
         ending.wait()
         settlements = [
@@ -225,7 +225,7 @@ def test_lease_being_reaped_claims_nothing(world: World) -> None:
     slow = world.own_engine("worker")
     reaper = World(world.database)
     reaper.ticks._engine = slow
-    with gate(slow, before="SELECT c.ctid FROM claims c WHERE NOT EXISTS") as stopped:
+    with gate(slow, before="WITH lost AS") as stopped:
         reaped = Running(reaper.sweep)
         stopped.wait()
         claimed = Running(lambda: world.queue.claim(lease, Pool.SPOT, 2))

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from lowtide.core.pools import DEFAULT_FLEET, Pool
+from lowtide.core.runs import RUN_LINES
 from lowtide.planning.escalation import Move, Plan
 from lowtide.queue import claiming
 from lowtide.queue.claiming import LANES, TAKE
@@ -39,7 +40,7 @@ def _spot_lease(world: World) -> LeaseId:
 
 
 def _mark(world: World, lease: LeaseId, batch: BatchId) -> int:
-    """Return the line up to which a worker has claimed a batch."""
+    """Return the first line of the last run that a worker has claimed of a batch."""
     return world.queue._claiming[lease].marks[batch].line
 
 
@@ -49,39 +50,49 @@ def _release(world: World, lease: LeaseId, claims: Sequence[Claim], delay: float
 
 
 def test_claim_continues_after_mark(world: World) -> None:
-    batch, lease = fill(world, 30), _spot_lease(world)
+    batch, lease = fill(world, 300), _spot_lease(world)
     assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == list(range(1, 11))
-    assert _mark(world, lease, batch) == 10
+    assert _mark(world, lease, batch) == 1
+    # What is left of a run starts after the mark, as do all later runs.
     assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == list(range(11, 21))
+    assert _mark(world, lease, batch) == 11
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 200)) == list(range(21, 221))
+    assert _mark(world, lease, batch) == 129
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 200)) == list(range(221, 301))
 
 
-def test_requests_locked_when_mark_passed_are_claimed_later(world: World) -> None:
-    fill(world, 20)
+def test_run_locked_when_mark_passed_is_claimed_later(world: World) -> None:
+    fill(world, 4 * RUN_LINES)
     lease, other = _spot_lease(world), world.own_engine("worker")
     with other.connect() as connection:
-        connection.execute(text("SELECT FROM queue WHERE line <= 5 FOR UPDATE"))
-        assert numbers(world.queue.claim(lease, Pool.SPOT, 5)) == [6, 7, 8, 9, 10]
+        connection.execute(text("SELECT FROM queued_runs WHERE line = 1 FOR UPDATE"))
+        assert numbers(world.queue.claim(lease, Pool.SPOT, 100)) == list(range(129, 229))
         connection.rollback()
-    assert numbers(world.queue.claim(lease, Pool.SPOT, 5)) == [11, 12, 13, 14, 15]
-    claims = [request for _ in range(3) for request in world.queue.claim(lease, Pool.SPOT, 5)]
-    assert numbers(claims) == [16, 17, 18, 19, 20, 1, 2, 3, 4, 5]
+    assert numbers(world.queue.claim(lease, Pool.SPOT, 100)) == list(range(229, 329))
+    claims = [request for _ in range(4) for request in world.queue.claim(lease, Pool.SPOT, 100)]
+    assert numbers(claims) == [*range(329, 513), *range(1, 129)]
 
 
 @pytest.mark.usefixtures("always_loads_lanes")
-def test_skipped_requests_precede_rest_of_tenants_later_batch(world: World) -> None:
-    early, late = fill(world, 10, due_in=5000), fill(world, 100, due_in=6000)
+def test_skipped_run_precedes_rest_of_tenants_later_batch(world: World) -> None:
+    early, late = fill(world, 2 * RUN_LINES, due_in=5000), fill(world, 1000, due_in=6000)
     lease, other = _spot_lease(world), world.own_engine("worker")
     with other.connect() as connection:
         connection.execute(
-            text("SELECT FROM queue WHERE batch_id = :batch AND line <= 5 FOR UPDATE"),
+            text("SELECT FROM queued_runs WHERE batch_id = :batch AND line = 1 FOR UPDATE"),
             {"batch": early},
         )
-        claims = world.queue.claim(lease, Pool.SPOT, 5)
-        assert [(each.batch, each.line) for each in claims] == [(early, n) for n in range(6, 11)]
+        claims = world.queue.claim(lease, Pool.SPOT, RUN_LINES)
+        assert [(each.batch, each.line) for each in claims] == [
+            (early, line) for line in range(RUN_LINES + 1, 2 * RUN_LINES + 1)
+        ]
         connection.rollback()
     assert {each.batch for each in world.queue.claim(lease, Pool.SPOT, 5)} == {late}
-    claims = world.queue.claim(lease, Pool.SPOT, 5)
-    assert [(each.batch, each.line) for each in claims] == [(early, n) for n in range(1, 6)]
+    claims = world.queue.claim(lease, Pool.SPOT, 200)
+    assert [(each.batch, each.line) for each in claims] == [
+        *[(early, line) for line in range(1, RUN_LINES + 1)],
+        *[(late, line) for line in range(6, 78)],
+    ]
 
 
 def test_released_requests_queue_after_mark(world: World) -> None:
@@ -89,7 +100,7 @@ def test_released_requests_queue_after_mark(world: World) -> None:
     claims = world.queue.claim(lease, Pool.SPOT, 10)
     _release(world, lease, claims[:3])
     assert numbers(world.queue.claim(lease, Pool.SPOT, 12)) == [*range(11, 21), 1, 2]
-    assert _mark(world, lease, batch) == 2
+    assert _mark(world, lease, batch) == 1
     assert numbers(world.queue.claim(lease, Pool.SPOT, 12)) == [3]
 
 
@@ -98,7 +109,7 @@ def test_requests_whose_delay_ended_queue_after_mark(world: World) -> None:
     lease = _spot_lease(world)
     _release(world, lease, world.queue.claim(lease, Pool.SPOT, 5), delay=3600)
     assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == list(range(6, 16))
-    world.run("UPDATE queue SET available_at = now() WHERE line <= 5")
+    world.run("UPDATE queued_runs SET available_at = now() WHERE line <= 5")
     assert numbers(world.queue.claim(lease, Pool.SPOT, 10)) == [*range(16, 21), *range(1, 6)]
 
 
@@ -151,12 +162,15 @@ def _claim_parameters(
 
 
 def test_requests_in_backoff_are_not_read(world: World) -> None:
-    """An index scan ends at the first request in backoff."""
+    """An index scan ends at the first request in backoff; each of them is a run of its own."""
     waiting, other = fill(world, MANY, delay=3600), fill(world, 50)
+    world.split_runs()
     lease = _spot_lease(world)
     alone = pages_read(world.worker, TAKE, **_claim_parameters(lease, other))
     assert pages_read(world.worker, TAKE, **_claim_parameters(lease, waiting)) < alone
-    world.run("UPDATE queue SET available_at = now() WHERE batch_id = :b AND line <= 50", b=waiting)
+    world.run(
+        "UPDATE queued_runs SET available_at = now() WHERE batch_id = :b AND line <= 50", b=waiting
+    )
     assert pages_read(world.worker, TAKE, **_claim_parameters(lease, waiting)) < alone + 50
     assert (
         pages_read(
@@ -169,12 +183,13 @@ def test_requests_in_backoff_are_not_read(world: World) -> None:
 def test_mark_skips_index_entries_of_deleted_requests(world: World) -> None:
     """An open snapshot, such as that of a backup, keeps vacuum from removing the entries."""
     batch = fill(world, MANY)
+    world.split_runs()
     lease = _spot_lease(world)
     with world.own_engine("worker").connect() as pinning:
         pinning.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         pinning.execute(text("SELECT count(*) FROM workers"))
         fresh = pages_read(world.worker, TAKE, **_claim_parameters(lease, batch))
-        world.run("DELETE FROM queue WHERE line <= :lines", lines=MANY - 100)
+        world.run("DELETE FROM queued_runs WHERE line <= :lines", lines=MANY - 100)
         at = world.value("SELECT min(available_at) FROM queue")
         from_start = pages_read(world.worker, TAKE, **_claim_parameters(lease, batch))
         from_mark = pages_read(

@@ -71,7 +71,7 @@ def test_fresh_plan_caps_dedicated_replicas(world: World, wanted: int, replicas:
     assert keda_replicas(world, Pool.SPOT) == 0
     world.run("UPDATE wanted_replicas SET at = now() - interval '61 s'")
     assert keda_replicas(world, Pool.DEDICATED) == 2
-    world.run("DELETE FROM queue")
+    world.run("DELETE FROM queued_runs")
     world.run("UPDATE wanted_replicas SET at = now(), replicas = 2")
     assert keda_replicas(world, Pool.DEDICATED) == 0
 
@@ -139,5 +139,5 @@ def test_one_replica_stays_to_probe_its_engine(world: World, pool: Pool) -> None
     pause_store(world).pause(pool, "ana")
     assert keda_replicas(world, pool) == 0
     pause_store(world).resume(pool, "ana")
-    world.run("DELETE FROM queue")
+    world.run("DELETE FROM queued_runs")
     assert keda_replicas(world, pool) == 0

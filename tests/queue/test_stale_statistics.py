@@ -13,11 +13,12 @@ import pytest
 from sqlalchemy import text
 
 from lowtide.core.pools import DEFAULT_FLEET, Pool
+from lowtide.core.runs import RUN_LINES
 from lowtide.local.database import engine
 from lowtide.local.files import SUPERUSER
 from lowtide.pipeline.final_store import LINES
 from lowtide.queue.claiming import LANES, TAKE
-from lowtide.queue.store import FINISH
+from lowtide.queue.settling import END_CLAIMS, FINISH, MINE
 from tests.plans import stored
 
 if TYPE_CHECKING:
@@ -41,10 +42,17 @@ INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, lin
   request_id, body)
 SELECT '{batch}', '{tenant}', '{lease}', now(), now(), n, 0, 0, 200, 1, 0, true, false, false,
   'spot', '', '{{}}' FROM generate_series(1, {lines}) n;
-INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
-SELECT '{batch}', '{tenant}', now() + interval '1 day', now(), now(), n, 'spot'
-FROM generate_series(1, {lines}) n
+INSERT INTO queued_runs (batch_id, tenant_id, deadline, available_at, queued_at, line, size, lines, pool)
+SELECT '{batch}', '{tenant}', now() + interval '1 day', now(), now(), min(n), count(*),
+  range_agg(int4range(n, n + 1)), 'spot'
+FROM generate_series(1, {lines}) n GROUP BY (n - 1) / {run_lines}
 """
+OTHER_CLAIMS = f"""
+INSERT INTO claimed_runs (batch_id, tenant_id, lease_id, deadline, queued_at, claimed_at, line, lines,
+  attempts, interruptions, lost_leases, escalated, pool)
+SELECT '{OLD}', '{TENANT}', '{LEASE}', now(), now(), now(), n, int4multirange(int4range(n, n + 1)),
+  1, 0, 0, false, 'spot' FROM generate_series(1, {BATCH_REQUESTS}) n
+"""  # noqa: S608 - constants of ours
 REGISTER = text("""
 INSERT INTO workers (id, pool, name, expires_at)
 VALUES (:lease, 'spot', 'w', now() + interval '1 hour')
@@ -64,14 +72,16 @@ def stale(request: pytest.FixtureRequest, database: Database) -> Iterator[Databa
             for statement in statements.split(";"):
                 connection.execute(text(statement))
 
-        tables = ("batches", "requests", "results", "queue", "claims", "workers")
+        tables = ("batches", "requests", "results", "queued_runs", "claimed_runs", "workers")
         for table in stored(connection, tables):
             run(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
-        values = {"tenant": TENANT, "lease": LEASE, "lines": BATCH_REQUESTS}
+        values = {
+            "tenant": TENANT, "lease": LEASE, "lines": BATCH_REQUESTS, "run_lines": RUN_LINES
+        }  # fmt: skip
         if request.param != "never analyzed":
             run(FILL.format(batch=OLD, **values))
             if request.param == "analyzed with an empty queue":
-                run("DELETE FROM queue; VACUUM ANALYZE queue")
+                run("DELETE FROM queued_runs; VACUUM ANALYZE queued_runs")
             run("ANALYZE")
         run(FILL.format(batch=NEW, **values))
         connection.execute(REGISTER, {"lease": LEASE})
@@ -118,18 +128,28 @@ def test_claim_reads_few_rows_per_request(stale: Database, line: int) -> None:
     assert rows_touched(stale, TAKE, **claim_parameters(50, line)) < 50 * 20
 
 
-def test_settlement_reads_few_rows_per_request(stale: Database) -> None:
+def test_settlement_reads_few_rows_per_run(stale: Database) -> None:
+    """Its requests are in four runs of many."""
+    firsts = [1 + number * RUN_LINES for number in range(0, 16, 4)]
+    lines = {first: f"{{[{first + 1},{first + 14})}}" for first in firsts}
     with stale.engine("worker").begin() as connection:
-        connection.execute(text("DELETE FROM results"))
         connection.execute(text(TAKE), claim_parameters(2000))
-    rows = [
-        {"batch": NEW, "line": line, "succeeded": True, "attempts": 1, "input_tokens": 1,
-         "output_tokens": 1, "replica_seconds": 0.1, "request_id": "r", "dead_letter": False,
-         "cached_tokens": 0, "reasoning_tokens": 0}
-        for line in range(1, 51)
+        connection.execute(text(OTHER_CLAIMS))
+        claimed_at = connection.execute(text("SELECT now()")).scalar_one().isoformat()
+    given = [{"batch": NEW, "first": first, "lines": lines[first]} for first in firsts]
+    assert rows_touched(stale, MINE, lease=LEASE, runs=json.dumps(given)) < 4 * 10
+    mine = json.dumps([
+        {"batch": NEW, "first": first, "claimed_at": claimed_at, "lines": lines[first]}
+        for first in firsts
+    ])  # fmt: skip
+    sums = [
+        {"batch_id": NEW, "tenant_id": TENANT, "fleet": DEFAULT_FLEET, "pool": "spot",
+         "completed": 52, "failed": 0, "dead_lettered": 0, "input_tokens": 1, "output_tokens": 1,
+         "cached_tokens": 0, "reasoning_tokens": 0, "replica_seconds": 1.0, "running_seconds": 1.0}
     ]  # fmt: skip
-    parameters = {"rows": json.dumps(rows), "body": None, "model_revision": None, "shard": 1}
-    assert rows_touched(stale, FINISH, lease=LEASE, **parameters) < 50 * 30
+    parameters = {"mine": mine, "sums": json.dumps(sums), "letters": "[]", "shard": 1}
+    assert rows_touched(stale, FINISH, lease=LEASE, **parameters) < 4 * 40
+    assert rows_touched(stale, END_CLAIMS, lease=LEASE, mine=mine) < 4 * 20
 
 
 def test_results_page_reads_few_rows_per_request(stale: Database) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lowtide.core.ids import new_id
 from lowtide.core.pools import Pool
+from lowtide.queue.store import requeue
 from lowtide.scheduler.sweep import SweepStore
 from tests.loads import fill
 from tests.worlds import MAX_LOST_LEASES, Running, World, done, gate, numbers, together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from lowtide.core.ids import BatchId, LeaseId
     from lowtide.queue.claims import Claim
@@ -74,7 +75,7 @@ def test_mass_lease_expiry_releases_each_request_once(world: World) -> None:
         )
         assert [tuple(each) for each in rows] == [(round_, round_)]
         assert world.value("SELECT count(*) FROM workers WHERE name = 'doomed'") == 0
-        world.run("UPDATE queue SET available_at = now() WHERE pool = 'spot'")
+        world.run("UPDATE queued_runs SET available_at = now() WHERE pool = 'spot'")
     assert (row.interrupted, row.tallied_failed) == ((MAX_LOST_LEASES - 1) * LOST, LOST)
     assert world.lines("dead_letters", batch) == list(range(1, LOST + 1))
     assert world.lines("results", batch) == list(range(1, LOST + 1))
@@ -91,6 +92,26 @@ def test_concurrent_sweeps_in_small_sets_release_each_request_once(
     assert sum(together(*sweeps)) == LOST
     assert world.lines("queue", batch) == list(range(1, LOST + 1))
     assert world.row(batch).interrupted == LOST
+
+
+def test_requests_of_lost_leases_are_released_in_bounded_sets(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set ends with a whole run."""
+    sizes: list[int] = []
+
+    def requeued(connection: Connection, records: Sequence[Mapping[str, Any]]) -> list[BatchId]:
+        sizes.append(len(records))
+        return requeue(connection, records)
+
+    monkeypatch.setattr("lowtide.scheduler.sweep._REQUESTS_PER_SET", 50)
+    monkeypatch.setattr("lowtide.scheduler.sweep.requeue", requeued)
+    batch = fill(world, LOST)
+    _lose(world)
+    world.sweep()
+    assert sum(sizes) == LOST
+    assert max(sizes) < 50 + CLAIMED
+    assert world.lines("queue", batch) == list(range(1, LOST + 1))
 
 
 def test_requests_lost_twice_become_available_over_seconds(world: World) -> None:
@@ -122,7 +143,7 @@ def test_sweep_blocks_neither_claims_nor_settlements(world: World) -> None:
     claims = world.queue.claim(living, Pool.SPOT, 5)
     (zombie, lost), *_ = _lose(world)
     slow = world.own_engine("worker")
-    with gate(slow, before="INSERT INTO queue") as stopped:
+    with gate(slow, before="INSERT INTO queued_runs") as stopped:
         sweep = Running(_sweep_on(slow))
         stopped.wait()
         assert numbers(world.queue.claim(living, Pool.SPOT, 5)) == list(range(LOST + 6, LOST + 11))

@@ -6,7 +6,7 @@ import pytest
 
 from lowtide.core.pools import Pool
 from lowtide.events.model import EventType
-from tests.worlds import MAX_LOST_LEASES, World, done, numbers, together
+from tests.worlds import MAX_LOST_LEASES, Running, World, done, gate, numbers, together
 
 
 def _lose(world: World, requests: int, pool: Pool = Pool.SPOT) -> list[int]:
@@ -53,7 +53,7 @@ def test_request_that_loses_every_worker_is_dead_lettered(world: World) -> None:
         assert _lose(world, 1) == [1]
         world.sweep()
         assert world.value("SELECT lost_leases FROM queue WHERE line = 1") == lost
-        world.run("UPDATE queue SET available_at = now()")
+        world.run("UPDATE queued_runs SET available_at = now()")
     assert _lose(world, 1) == [1]
     assert world.sweep() == 1
     assert world.lines("queue", batch) == [2]
@@ -93,7 +93,7 @@ def test_dead_lettering_last_request_drains_batch(world: World) -> None:
     for _ in range(MAX_LOST_LEASES):
         _lose(world, 1)
         world.sweep()
-        world.run("UPDATE queue SET available_at = now()")
+        world.run("UPDATE queued_runs SET available_at = now()")
     assert world.drained(batch) == 1
     assert world.row(batch).status == "finalizing"
 
@@ -111,7 +111,7 @@ def test_release_resets_lost_leases(world: World) -> None:
 
 def test_interruption_count_saturates_without_error(world: World) -> None:
     world.batch(2)
-    world.run("UPDATE queue SET interruptions = 32767 WHERE line = 1")
+    world.run("UPDATE queued_runs SET interruptions = 32767 WHERE line = 1")
     _lose(world, 2)
     assert world.sweep() == 2
     assert world.value("SELECT interruptions FROM queue WHERE line = 1") == 32767
@@ -142,6 +142,24 @@ def test_batch_past_deadline_expires_and_drains(world: World) -> None:
     world.sweep()
     assert world.drained(batch) == 1
     assert (world.lines("queue", later), world.row(later).expiring) == ([1], False)
+
+
+def test_expired_batch_drops_the_rest_of_a_run_that_was_being_settled(world: World) -> None:
+    batch = world.batch(20)
+    lease = world.queue.open_lease(Pool.SPOT, "w")
+    first, *_ = world.queue.claim(lease, Pool.SPOT, 10)
+    world.run("UPDATE batches SET deadline = now() - interval '1 s'")
+    slow = world.own_engine("worker")
+    with gate(slow, before="COMMIT") as stopped:
+        settlement = Running(lambda: world.queue_on(slow).settle(lease, [done(first)], []))
+        stopped.wait()
+        world.sweep()
+        assert world.lines("claims", batch) == list(range(1, 11))
+        stopped.opened.set()
+        settlement.result()
+    world.sweep()
+    assert (world.lines("claims", batch), world.drained(batch)) == ([], 1)
+    assert world.lines("results", batch) == [1]
 
 
 def test_running_requests_of_cancelled_batch_get_grace_period(world: World) -> None:
@@ -222,7 +240,7 @@ def test_sweep_counts_requests_in_time_and_late(world: World) -> None:
     # All four requests of the late batch were reaped and dropped, one of the other was released.
     assert (swept.reaped, swept.interrupted) == (5, 5)
     assert (swept.in_time, swept.late) == (0, 4)
-    world.run("UPDATE queue SET lost_leases = 99, available_at = now()")
+    world.run("UPDATE queued_runs SET lost_leases = 99, available_at = now()")
     assert _lose(world, 2, Pool.SPOT) == [1, 2]
     swept = world.ticks.sweep(cancel_grace=0, stalled_after=1e6)
     assert (swept.in_time, swept.late) == (2, 0)
@@ -233,7 +251,7 @@ def test_storm_alone_dead_letters_no_request(world: World) -> None:
     batch = world.batch(6)
 
     def lose_each_alone() -> None:
-        world.run("UPDATE queue SET available_at = now()")
+        world.run("UPDATE queued_runs SET available_at = now()")
         leases = [world.queue.open_lease(Pool.SPOT, "doomed") for _ in range(6)]
         for lease in leases:
             assert len(world.queue.claim(lease, Pool.SPOT, 1)) == 1

@@ -70,7 +70,8 @@ def test_escalation_moves_given_number_of_last_requests(world: World) -> None:
 
 def test_delayed_requests_escalate_last(world: World) -> None:
     batch = world.batch(3)
-    world.run("UPDATE queue SET available_at = now() + interval '1 h' WHERE line = 3")
+    world.split_runs()
+    world.run("UPDATE queued_runs SET available_at = now() + interval '1 h' WHERE line = 3")
     assert world.escalate(batch, 2) == 2
     assert [line for line, (pool, _) in _pools(world, batch).items() if pool == "spot"] == [3]
     assert world.escalate(batch, 2) == 1
@@ -129,12 +130,13 @@ def test_statement_count_of_moves_is_independent_of_batch_count(world: World) ->
         running = [world.batch(4) for _ in range(batches)]
         world.queue.claim(world.queue.open_lease(Pool.SPOT, "worker"), Pool.SPOT, 99)
         spot, dedicated = ([world.batch(4) for _ in range(batches)] for _ in range(2))
+        world.split_runs()
         world.run(
-            "UPDATE queue SET pool = 'dedicated', escalated = true WHERE batch_id = ANY(:ids)",
+            "UPDATE queued_runs SET pool = 'dedicated', escalated = true WHERE batch_id = ANY(:ids)",
             ids=dedicated,
         )
         world.run(
-            "UPDATE queue SET available_at = now() + interval '1 h' WHERE line > 2 AND "
+            "UPDATE queued_runs SET available_at = now() + interval '1 h' WHERE line > 2 AND "
             "batch_id = ANY(:ids)",
             ids=spot,
         )
@@ -169,9 +171,12 @@ def test_statement_count_of_moves_is_independent_of_batch_count(world: World) ->
 
 def test_revoked_requests_are_settled_only_by_dedicated(world: World) -> None:
     batch = world.batch(5)
+    world.split_runs()
     hoarder = world.queue.open_lease(Pool.SPOT, "hoarder")
     claims = world.queue.claim(hoarder, Pool.SPOT, 5)
-    world.run("UPDATE claims SET attempts = 2, lost_leases = 1, claimed_at = now() WHERE line = 4")
+    world.run(
+        "UPDATE claimed_runs SET attempts = 2, lost_leases = 1, claimed_at = now() WHERE line = 4"
+    )
     replanned = world.apply(Plan(revocations=(Move(batch, 2),)))
     assert (replanned.revoked, replanned.escalated) == (2, 0)
     revoked = world.rows("SELECT * FROM queue ORDER BY line")

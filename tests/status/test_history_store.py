@@ -116,7 +116,7 @@ def _counts(world: World, pool: str = "spot") -> list[tuple[int, int, float]]:
 
 def test_sample_has_levels_workers_and_oldest_age(world: World) -> None:
     world.batch(5)
-    world.run("UPDATE queue SET available_at = now() - interval '90 s'")
+    world.run("UPDATE queued_runs SET available_at = now() - interval '90 s'")
     add_worker(world.worker, "spot")
     add_worker(world.worker, "spot", expires_in=-1)
     assert _sample(world)

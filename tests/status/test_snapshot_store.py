@@ -103,10 +103,10 @@ def test_load_is_counted_by_tenant_and_pool(database: Database) -> None:
     add_worker(worker, "spot", expires_in=-1)
     with worker.begin() as connection:
         connection.execute(
-            text("UPDATE queue SET available_at = now() - interval '5 min' WHERE line = 3")
+            text("UPDATE queued_runs SET available_at = now() - interval '5 min' WHERE line = 3")
         )
         connection.execute(
-            text("UPDATE queue SET available_at = now() + interval '5 min' WHERE line > 5")
+            text("UPDATE queued_runs SET available_at = now() + interval '5 min' WHERE line > 5")
         )
     snapshot = _read(database)
     (tenant,) = snapshot.tenants

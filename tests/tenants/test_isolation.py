@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 READABLE_BY_API = (
-    "files", "batches", "requests", "queue", "claims", "results", "tallies", "request_events",
+    "files", "batches", "requests", "queued_runs", "claimed_runs", "queue", "claims", "results", "tallies", "request_events",
     "dead_letters", "outbox", "orphan_objects", "request_states", "batch_states", "batch_terms",
     "custom_ids", "search_backlog", "uploads", "upload_parts", "segments", "buckets",
     "data_keys", "batch_fleets", "usage_days", "exhausted_quotas",
@@ -51,7 +51,9 @@ def _fill(world: World, tenant: TenantId) -> None:
         world.queue.claim(lease, Pool.SPOT, 1)
         world.expire_lease(lease)
         world.sweep()
-        world.run("UPDATE queue SET available_at = now() WHERE batch_id = :batch", batch=batch)
+        world.run(
+            "UPDATE queued_runs SET available_at = now() WHERE batch_id = :batch", batch=batch
+        )
     lease = world.queue.open_lease(Pool.SPOT, "w")
     first, second, _ = world.queue.claim(lease, Pool.SPOT, 3)
     world.queue.settle(
@@ -78,7 +80,7 @@ def _fill(world: World, tenant: TenantId) -> None:
     with acting_for(world.api, tenant) as connection:
         add_key(connection, WrappedKey(DataKeyId(tenant, new_id()), b"wrapped"))
     # The delay keeps these requests from being claimed while the other tenant is filled.
-    world.run("UPDATE queue SET available_at = now() + interval '1 h'")
+    world.run("UPDATE queued_runs SET available_at = now() + interval '1 h'")
 
 
 def _upload(world: World, tenant: TenantId) -> None:
@@ -150,7 +152,8 @@ def test_api_role_cannot_read_hidden_tables(two: Two, table: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "table", ["files", "batches", "queue", "outbox", "dead_letters", "uploads", "orphan_objects"]
+    "table",
+    ["files", "batches", "queued_runs", "outbox", "dead_letters", "uploads", "orphan_objects"],
 )
 def test_tenant_cannot_change_rows_of_another_tenant(two: Two, table: str) -> None:
     update = f"UPDATE {table} SET tenant_id = tenant_id WHERE tenant_id = :theirs"  # noqa: S608
@@ -211,8 +214,8 @@ def test_tenant_cannot_write_rows_for_another_tenant(two: Two, statement: str) -
 @pytest.mark.parametrize(
     "statement",
     [
-        "DELETE FROM batches", "INSERT INTO queue SELECT * FROM queue", "UPDATE queue SET pool = 'spot'",
-        "DELETE FROM claims", "DELETE FROM results", "UPDATE results SET body = ''",
+        "DELETE FROM batches", "INSERT INTO queued_runs SELECT * FROM queued_runs", "UPDATE queued_runs SET pool = 'spot'",
+        "DELETE FROM claimed_runs", "DELETE FROM results", "UPDATE results SET body = ''",
         "DELETE FROM audit_log", "DELETE FROM requests", "UPDATE tallies SET completed = 0",
         "INSERT INTO dead_letters SELECT * FROM dead_letters", "DELETE FROM dead_letters",
         "UPDATE dead_letters SET error_code = ''", "UPDATE dead_letters SET tenant_id = tenant_id",
@@ -247,6 +250,12 @@ def test_pooled_connection_does_not_keep_tenant(two: Two) -> None:
     assert len(sessions) == 1
 
 
+PARTITIONS_OF_RESULTS = "SELECT name FROM data_partitions WHERE parent = 'results'"
+# The owner's own rights are not listed.
+GRANTS_ON_PARTITIONS_OF_RESULTS = f"""
+SELECT grantee, privilege_type FROM information_schema.role_table_grants
+WHERE table_name IN ({PARTITIONS_OF_RESULTS}) AND grantee <> current_user
+"""  # noqa: S608
 TENANT_TABLES = "SELECT table_name FROM information_schema.columns WHERE column_name = 'tenant_id'"
 
 
@@ -257,8 +266,16 @@ def test_every_tenant_table_has_forced_row_security(world: World) -> None:
         secured = connection.execute(
             text("SELECT relname FROM pg_class WHERE relrowsecurity AND relforcerowsecurity")
         )
-        assert tenant_tables | {"tenants", "signed_out"} == set(secured.scalars())
+        of_results = set(connection.execute(text(PARTITIONS_OF_RESULTS)).scalars())
+    assert of_results
+    assert tenant_tables | {"tenants", "signed_out"} == {*secured.scalars(), *of_results}
     assert tenant_tables >= set(READABLE_BY_API) & all_tables
+
+
+def test_partitions_of_results_are_read_through_their_parent_alone(world: World) -> None:
+    with world.database.engine("owner").begin() as connection:
+        grants = connection.execute(text(GRANTS_ON_PARTITIONS_OF_RESULTS)).all()
+    assert {(row.grantee, row.privilege_type) for row in grants} == {("lowtide_worker", "INSERT")}
 
 
 def test_readable_tables_are_all_tested(world: World) -> None:
@@ -289,16 +306,16 @@ def test_autoscaler_reads_only_queue_claims_and_wanted_replicas(two: Two) -> Non
     with engine.begin() as connection:
         readable = {
             table
-            for table in [*tables(connection), "request_states", "batch_states"]
+            for table in [*tables(connection), "queue", "claims", "request_states", "batch_states"]
             if connection.execute(
                 text("SELECT has_table_privilege(:table, 'SELECT')"), {"table": table}
             ).scalar_one()
         }
         assert connection.execute(text("SELECT count(*) FROM queue")).scalar_one() > 0
-    assert readable == {"queue", "claims", "wanted_replicas"}
+    assert readable == {"queued_runs", "claimed_runs", "queue", "claims", "wanted_replicas"}
     for statement in (
-        "DELETE FROM queue",
-        "UPDATE claims SET pool = 'x'",
+        "DELETE FROM queued_runs",
+        "UPDATE claimed_runs SET pool = 'x'",
         "SELECT authenticate('x')",
     ):
         with pytest.raises(DBAPIError, match="permission denied"), engine.begin() as connection:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import text
 
 from lowtide.batches.admission import AdmissionPolicy
@@ -307,7 +307,7 @@ def test_deadline_that_a_quota_let_pass_breaks_no_promise(
 def test_usage_outlives_its_batches_within_retention(world: World) -> None:
     tenant, batch = _held(world)
     before = _tokens(world, tenant)
-    for table in ("queue", "results", "tallies", "requests"):
+    for table in ("queued_runs", "results", "tallies", "requests"):
         world.run(f"DELETE FROM {table} WHERE batch_id = :id", id=batch)  # noqa: S608
     world.run("DELETE FROM batches WHERE id = :id", id=batch)
     assert _tokens(world, tenant) == before > 0
@@ -416,7 +416,7 @@ def test_strict_admission_counts_held_work_that_returns_in_time(world: World) ->
 
 def test_age_of_what_a_quota_held_begins_with_its_period(world: World) -> None:
     _held(world)
-    world.run("UPDATE queue SET available_at = available_at - interval '20 days'")
+    world.run("UPDATE queued_runs SET available_at = available_at - interval '20 days'")
     snapshots = SnapshotStore(world.database.engine("operator"))
 
     def age() -> float:

@@ -1,11 +1,11 @@
-"""Views that a migration creates again unchanged when their tables change.
+"""Views that a migration creates again when their tables change.
 
-From 0005 on, `COSTED_BATCH_STATES` replaces `BATCH_STATES`.
+From 0005 on, `COSTED_BATCH_STATES` replaces `BATCH_STATES`; from 0012 on, those of runs replace both.
 """
 
 from __future__ import annotations
 
-REQUEST_STATES = """
+_REQUEST_STATES = """
 -- The only place that derives a request's status; API, portal and metrics all read it. OFFSET 0
 -- keeps each join a lookup by key while the statistics do not include a new batch.
 CREATE VIEW request_states WITH (security_invoker = true) AS
@@ -31,10 +31,19 @@ JOIN LATERAL (SELECT status FROM batches WHERE id = r.batch_id OFFSET 0) b ON tr
 LEFT JOIN LATERAL (
   SELECT * FROM results WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) f ON true
 LEFT JOIN LATERAL (
-  SELECT * FROM claims WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) c ON true
+  SELECT * FROM {claims} OFFSET 0) c ON true
 LEFT JOIN LATERAL (
-  SELECT * FROM queue WHERE batch_id = r.batch_id AND line = r.line OFFSET 0) q ON true;
+  SELECT * FROM {queue} OFFSET 0) q ON true;
 """
+_OF_LINE = "WHERE batch_id = r.batch_id AND line = r.line"
+REQUEST_STATES = _REQUEST_STATES.format(claims=f"claims {_OF_LINE}", queue=f"queue {_OF_LINE}")
+# A run has at most RUN_LINES lines from its first one on, all in one block of as many. Backward, since
+# of runs of one line the nearest is the one.
+_IN_RUN = """WHERE batch_id = r.batch_id AND line BETWEEN r.line - 127 AND r.line AND lines @> r.line
+  ORDER BY line DESC LIMIT 1"""
+RUN_REQUEST_STATES = _REQUEST_STATES.format(
+    claims=f"claimed_runs {_IN_RUN}", queue=f"queued_runs {_IN_RUN}"
+)
 
 BATCH_STATES = """
 -- Counts come from the per-worker tallies, so that settling a request locks no shared row. `b.*` is
@@ -104,6 +113,10 @@ CROSS JOIN LATERAL (
   SELECT CASE WHEN b.drained_at IS NULL AND b.status IN ('in_progress', 'cancelling')
     THEN (SELECT count(*) FROM claims WHERE batch_id = b.id)::integer ELSE 0 END AS running) c;
 """
+
+RUN_BATCH_STATES = COSTED_BATCH_STATES.replace(
+    "count(*) FROM claims", "coalesce(sum(size), 0) FROM claimed_runs"
+)
 
 GRANTS = """
 GRANT SELECT ON request_states, batch_states TO lowtide_api, lowtide_worker, lowtide_operator;
