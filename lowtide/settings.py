@@ -261,10 +261,10 @@ class Settings(BaseSettings):
     )
     max_batch_lines: int = Field(default=50_000, gt=0, description="Max requests per file.")
     segment_lines: int = Field(
-        default=50_000,
+        default=16_384,
         gt=0,
-        description="Max requests of a segment: large batches are split and finalized a segment at a "
-        "time, in parallel.",
+        description="Max requests of a segment: larger batches are split and finalized a segment at a "
+        "time, in parallel, and while others run.",
     )
     one_model_per_file: bool = Field(
         default=False,
@@ -440,18 +440,16 @@ class Settings(BaseSettings):
     worker_prefetch: Annotated[NumberOrAuto, at_least(0)] = Field(
         default=AUTO,
         description="Requests that a worker claims in addition to those in flight. `auto`: as many as the "
-        "engine takes while a claim is under way, twice. For the simulated and the no-op engine it is 16.",
+        "engine takes while a claim is under way, twice. For the simulated engine it is 16.",
     )
-    worker_claim_size: int = Field(default=200, ge=1, description="Max requests per claim.")
     worker_memory: int = Field(
         default=268_435_456,
         ge=1_048_576,
         description="Max bytes of requests and responses in a worker. Above it, the worker starts no "
         "requests.",
     )
-    worker_flush_lines: int = Field(default=100, ge=1, description="Results per write.")
     worker_flush_interval: Duration = Field(
-        default=0.1, gt=0, description="Time between writes of results."
+        default=0.1, gt=0, description="Max time until a result is written."
     )
     worker_poll_initial: Duration = Field(
         default=0.25, gt=0, description="First poll interval of an idle worker."
@@ -669,7 +667,7 @@ class Settings(BaseSettings):
         """The number of requests claimed beyond those in flight; None to follow the engine."""
         if self.worker_prefetch != AUTO:
             return self.worker_prefetch
-        return None if self.engine is EngineKind.OPENAI else _PREFETCH
+        return _PREFETCH if self.engine is EngineKind.SIMULATED else None
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Yield the fields for `repr`, with the passwords in addresses masked."""

@@ -99,7 +99,7 @@ def test_bad_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value:
         ("openai", "64", None, (64, None, 64)),
         ("openai", None, "0", (None, 0, 32)),
         ("simulated", None, None, (32, 16, 32)),
-        ("noop", "auto", "auto", (32, 16, 32)),
+        ("noop", "auto", "auto", (32, None, 32)),
         ("simulated", "8", "4", (8, 4, 8)),
     ],
 )

@@ -63,8 +63,7 @@ def probed_by(outcome: Outcome, request: str) -> Probed:
     return Probed(well=False, reason=f"{request}: {reason_of(outcome)}")
 
 
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
+class EngineRequest(msgspec.Struct, frozen=True, gc=False):
     """One request for an engine.
 
     `key` is chosen by the worker and comes back with the outcome; `body` is exact JSON; `spot`

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from struct import Struct
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from lowtide.engines.breaker import Probed
 from lowtide.engines.flow import Arrivals

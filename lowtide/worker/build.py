@@ -73,7 +73,7 @@ def build_worker(
     )
     rng = random.Random()  # noqa: S311
     budget = ByteBudget(settings.worker_memory)
-    flush = FlushRules(settings.worker_flush_lines, settings.worker_flush_interval)
+    flush = FlushRules(interval=settings.worker_flush_interval)
     load_meter = LoadMeter()
     engine = build_engine(settings, budget, load_meter)
     watch = _watch(settings, engine, meter, rng)
@@ -139,7 +139,6 @@ def _rules(settings: Settings, pool: Pool) -> WorkerRules:
     return WorkerRules(
         pool=pool,
         prefetch=settings.prefetch,
-        claim_size=settings.worker_claim_size,
         grace=settings.worker_grace,
         served_names=read_fleets(settings).served_names(settings.fleet),
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from lowtide.core.errors import LowtideError
 from lowtide.engines.breaker import BreakerState
 from lowtide.telemetry.tracing import UNTRACED
-from lowtide.worker.prefetch import Prefetch, refill_at
+from lowtide.worker.prefetch import MAX_CLAIM, Prefetch, refill_at
 from lowtide.worker.runner import Runner
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ class WorkerRules:
 
     pool: Pool
     prefetch: int | None
-    claim_size: int
     grace: float
     served_names: Mapping[str, str] = field(default_factory=dict)
 
@@ -186,7 +185,7 @@ class Worker:
             if free < refill_at(capacity, prefetch) or is_full:
                 await self._pause(self._room, 1.0)
                 continue
-            claims = await self._claim(min(free, self._rules.claim_size))
+            claims = await self._claim(min(free, MAX_CLAIM))
             if claims:
                 self._backoff.reset()
                 self._start(claims)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter as Tally
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -13,6 +15,7 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from lowtide.engines.breaker import BreakerState
 from lowtide.engines.outcomes import Answered, Interrupted
@@ -34,12 +37,6 @@ _COMPLETED = Counter("worker_completed_total", "Requests that completed.")
 _FAILED = Counter("worker_failed_total", "Requests that failed or were released to the queue.")
 # A gauge, because a counter would be exported as worker_idle_seconds_total.
 _IDLE = Gauge("worker_idle_seconds", "Seconds spent waiting for work since the start.")
-_WAIT = Histogram(
-    "queue_wait_time_seconds",
-    "Seconds from queueing to the first claim.",
-    ["fleet", "pool"],
-    buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14_400, 43_200, 86_400),
-)
 _ANSWERS = Counter(
     "engine_answers_total",
     "Outcomes of requests: the engine's HTTP status, the reason for a missing one, or interrupted.",
@@ -101,6 +98,60 @@ class _EngineReport(Collector):
 
 
 _BY_FLEET = ("fleet", "pool")
+_WAIT_BUCKETS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0, 86_400.0)
+
+
+class _Waits:
+    """Waits that many requests share: observing each one would dominate a claim."""
+
+    def __init__(self) -> None:
+        self._requests = [0] * (len(_WAIT_BUCKETS) + 1)
+        self._seconds = 0.0
+
+    def observe(self, seconds: float, requests: int) -> None:
+        """Count requests that waited as long."""
+        self._requests[bisect_left(_WAIT_BUCKETS, seconds)] += requests
+        self._seconds += seconds * requests
+
+    def add_to(self, histogram: HistogramMetricFamily, labels: Sequence[str]) -> None:
+        """Add the waits so far."""
+        bounds = [*map(floatToGoString, _WAIT_BUCKETS), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._requests), strict=True))
+        histogram.add_metric(labels, buckets, self._seconds)
+
+
+class _WaitHistogram(Collector):
+    """Collector of the waits by fleet and pool."""
+
+    def __init__(self) -> None:
+        self._waits: dict[tuple[str, str], _Waits] = {}
+
+    def labels(self, fleet: str, pool: str) -> _Waits:
+        """Return the waits in a fleet's pool, none at first."""
+        return self._waits.setdefault((fleet, pool), _Waits())
+
+    def describe(self) -> Iterable[Metric]:
+        """Return the metric without samples."""
+        return [self._histogram()]
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the waits so far."""
+        histogram = self._histogram()
+        for labels, waits in list(self._waits.items()):
+            waits.add_to(histogram, labels)
+        yield histogram
+
+    @staticmethod
+    def _histogram() -> HistogramMetricFamily:
+        return HistogramMetricFamily(
+            "queue_wait_time_seconds",
+            "Seconds from queueing to the first claim.",
+            labels=_BY_FLEET,
+        )
+
+
+_WAIT = _WaitHistogram()
+REGISTRY.register(_WAIT)
 
 
 def _engine_numbers() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
@@ -183,16 +234,15 @@ class WorkerMetrics:
         _ANSWERS.labels(*by_fleet, "200")
         self._engine_up = _ENGINE_UP.labels(*by_fleet)
         self._engine_up.set(0)
-        self._wait = _WAIT.labels(*by_fleet)
+        self._waits = _WAIT.labels(*by_fleet)
         self._spent = _SPENT.labels(*by_fleet)
         self._cost = _COST.labels(*by_fleet, prices.currency)
 
     def dequeued(self, claims: Sequence[Claim]) -> None:
         """Count claimed requests, and observe the wait of those claimed for the first time."""
         _DEQUEUED.inc(len(claims))
-        for claim in claims:
-            if claim.is_first:
-                self._wait.observe(claim.waited)
+        for waited, requests in Tally(claim.waited for claim in claims if claim.is_first).items():
+            self._waits.observe(waited, requests)
 
     def ran(self, outcomes: Iterable[Outcome]) -> None:
         """Count the engine's answers and their tokens."""

@@ -15,7 +15,8 @@ _MAX_WINDOW: Final = 5.0
 _HALF_LIFE: Final = 30.0
 """Seconds after which the most requests of a window count half."""
 _SMOOTHING: Final = 0.25
-_MOST: Final = 2048
+MAX_CLAIM: Final = 4000
+"""Max requests of a claim, and of the prefetch: more would not make a request cheaper."""
 
 
 def refill_at(capacity: int, prefetch: int) -> int:
@@ -45,9 +46,9 @@ class Prefetch:
         if self._fixed is not None:
             return self._fixed
         if self._peak is None:
-            return min(concurrency, _MOST)
+            return min(concurrency, MAX_CLAIM)
         peak = max(math.ceil(self._peak), self._count)
-        return min(max(math.ceil(concurrency / 8), 2 * peak), _MOST)
+        return min(max(math.ceil(concurrency / 8), 2 * peak), MAX_CLAIM)
 
     def claimed(self, seconds: float) -> None:
         """Record the time of a claim."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from lowtide.batches.metrics import requests_ended
@@ -31,21 +32,27 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.5
+_MAX_BACKLOG: Final = 10
+"""Unwritten sets from which on no more should be claimed."""
 STATEMENT_BYTES: Final = 8 * 2**20
 """Max bytes of results in one statement, which takes several times as much while it is sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlushRules:
-    """Rules for a write: once `lines` have ended, or `interval` seconds after the first of them."""
+    """Rules for a write: once enough requests have ended, or `interval` seconds after the first.
 
-    lines: int
-    interval: float
+    Enough are as many as lately ended within the interval, but at least `lines`: the faster the
+    engine, the larger the sets, and the less a request costs.
+    """
 
-    @property
-    def backlog(self) -> int:
-        """The number of unwritten requests from which on no more should be claimed."""
-        return 10 * self.lines
+    lines: int = 200
+    interval: float = 0.1
+    most: int = 4000
+
+    def enough(self, ended: int, seconds: float) -> int:
+        """Return how many are enough after `ended` requests in as many seconds."""
+        return min(max(self.lines, round(ended * self.interval / max(seconds, 1e-6))), self.most)
 
 
 class ResultWriter:
@@ -79,11 +86,13 @@ class ResultWriter:
         self._writing = asyncio.Lock()
         self._unwritten = 0
         self._waiting_bytes = 0
+        self._enough = rules.lines
+        self._flushed_at = monotonic()
 
     @property
     def is_congested(self) -> bool:
         """True while writing lags so far that no more requests should be claimed."""
-        return len(self._waiting) + self._unwritten >= self._rules.backlog
+        return len(self._waiting) + self._unwritten >= _MAX_BACKLOG * self._enough
 
     def add(self, requests: Sequence[Finished | Returned]) -> None:
         """Queue requests to be settled or released."""
@@ -94,7 +103,7 @@ class ResultWriter:
         self._waiting_bytes += size
         self._budget.take_result(size)
         self._has_results.set()
-        if len(self._waiting) >= self._rules.lines or self._waiting_bytes >= STATEMENT_BYTES:
+        if len(self._waiting) >= self._enough or self._waiting_bytes >= STATEMENT_BYTES:
             self._flush_due.set()
 
     def discard(self) -> None:
@@ -120,14 +129,17 @@ class ResultWriter:
             self._flush_due.clear()
             requests, self._waiting = self._waiting, []
             size, self._waiting_bytes = self._waiting_bytes, 0
+            began = monotonic()
+            self._enough = self._rules.enough(len(requests), began - self._flushed_at)
+            self._flushed_at = began
             lease = self._keeper.lease
             self._unwritten = len(requests)
             try:
                 while requests and lease is not None:
-                    chunk = in_one_statement(requests)
+                    chunk = in_one_statement(requests) if size > STATEMENT_BYTES else requests[:]
                     await asyncio.shield(self._settle(lease, chunk))
                     del requests[: len(chunk)]
-                    written = sum(map(size_of, chunk))
+                    written = sum(map(size_of, chunk)) if requests else size
                     del chunk
                     size -= written
                     self._budget.give_result(written)
@@ -159,8 +171,10 @@ class ResultWriter:
             raise
         except Exception:  # noqa: BLE001 - the line that the database refuses must be found
             if len(requests) > 1:
-                for request in requests:
-                    await self._settle(lease, [request])
+                # By halves: one at a time, a set of thousands would hold up the worker for seconds.
+                middle = len(requests) // 2
+                await self._settle(lease, requests[:middle])
+                await self._settle(lease, requests[middle:])
                 return
             _log.exception("settle.rejected", extra={"line": requests[0].line})
             failure = [_unstorable(requests[0])]

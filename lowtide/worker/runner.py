@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from lowtide.core.pools import Pool
 from lowtide.engines.attribution import Fault
@@ -225,8 +226,9 @@ class Runner:
 
     def _drop(self, keys: Sequence[int], *, ran: int) -> float:
         """Drop requests, `ran` of which ran to an end; return the share that they end at."""
+        remove = self._claims.pop
         for key in keys:
-            self._claims.pop(key, None)
+            remove(key, None)
         self._loader.release(keys)
         self._prefetch.ended(len(keys))
         self._on_room()
@@ -250,17 +252,20 @@ class Runner:
         return found
 
     def _requests(self, bodies: Mapping[int, bytes], work: _Set) -> list[EngineRequest]:
+        claims, names, trace_of = work.claims, self._served_names, work.spans.trace_of
+        is_spot = self._pool is Pool.SPOT
         return [
             EngineRequest(
-                key=key,
-                endpoint=work.claims[key].endpoint,
-                body=renamed(body, self._served_names) if self._served_names else body,
-                attempt=work.claims[key].attempts + 1,
-                spot=self._pool is Pool.SPOT,
-                interruptions=work.claims[key].interruptions,
-                trace=work.spans.trace_of(work.claims[key].batch),
+                key,
+                claim.endpoint,
+                renamed(body, names) if names else body,
+                claim.attempts + 1,
+                is_spot,
+                claim.interruptions,
+                trace_of(claim.batch),
             )
             for key, body in bodies.items()
+            for claim in (claims[key],)
         ]
 
 

@@ -32,6 +32,8 @@ def settle_line(
     this attempt's share of the worker's time. After an engine fault the request is available
     `at_once`, unless the same worker would claim it again.
     """
+    if fault is None and isinstance(outcome, Answered):
+        return _finished(claim, outcome, succeeded=True, exhausted=False, seconds=replica_seconds)
     if isinstance(outcome, Interrupted):
         return Returned(claim.batch, claim.line, outcome.reason, interrupted=True)
     if isinstance(outcome, BadInput):

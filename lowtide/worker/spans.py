@@ -50,16 +50,17 @@ class _Share:
     input_tokens: int = 0
     output_tokens: int = 0
 
-    def add(self, request: Finished | Returned) -> None:
-        if isinstance(request, Returned):
-            self.interrupted += request.interrupted
-            self.retried += request.failed
-            return
-        self.succeeded += request.succeeded
-        self.failed += not request.succeeded
-        usage = request.usage
-        self.input_tokens += usage.input_tokens
-        self.output_tokens += usage.output_tokens
+    def add(self, requests: Sequence[Finished | Returned]) -> None:
+        finished = [request for request in requests if isinstance(request, Finished)]
+        succeeded = sum(request.succeeded for request in finished)
+        self.succeeded += succeeded
+        self.failed += len(finished) - succeeded
+        self.input_tokens += sum(request.usage.input_tokens for request in finished)
+        self.output_tokens += sum(request.usage.output_tokens for request in finished)
+        for request in requests:
+            if isinstance(request, Returned):
+                self.interrupted += request.interrupted
+                self.retried += request.failed
 
     def counts(self) -> dict[str, int]:
         outcomes = {
@@ -114,8 +115,11 @@ class SetSpans:
 
     def add(self, settled: Sequence[Finished | Returned]) -> None:
         """Count requests as they are settled or released."""
+        if self._single_share is not None:
+            self._single_share.add(settled)
+            return
         for request in settled:
-            (self._single_share or self._shares[request.batch]).add(request)
+            self._shares[request.batch].add([request])
 
     @contextmanager
     def working(self) -> Iterator[None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from lowtide.engines.attribution import kind_of, reason_of
 from lowtide.objects.names import KeyDestroyed

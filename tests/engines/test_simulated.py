@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema_rs import validator_for
+from msgspec.structs import replace
 
 from lowtide.engines.model import EngineRequest
 from lowtide.engines.outcomes import Answered, Interrupted, Usage

@@ -12,6 +12,7 @@ from lowtide.core.ids import BatchId, TenantId, new_id
 from lowtide.core.pools import Depth, Pool, Prices
 from lowtide.engines.breaker import BreakerState
 from lowtide.engines.outcomes import Answered, Interrupted, Unanswered
+from lowtide.queue.claims import Claim
 from lowtide.status import metrics
 from lowtide.status.snapshot import (
     Backlog,
@@ -129,6 +130,21 @@ def test_metrics_of_a_worker_name_its_fleet_and_pool() -> None:
     assert _value("replica_seconds_total", **by_fleet) == 2.5
     assert _value("cost_total", **by_fleet, currency="EUR") == 2.5
     assert _value("queue_wait_time_seconds_count", **by_fleet) == 0
+
+
+def test_waits_are_observed_by_fleet_and_pool_in_buckets() -> None:
+    meter = WorkerMetrics(Pool.SPOT, Prices(1.0, 3.0, "USD"), lambda _: None, fleet="waits")
+    waits = [0.05, 0.1, 0.4, 0.4, 70.0, 1e6]
+    batch = BatchId(new_id())
+    claims = [Claim(batch, "/e", "k", n, 0, 1, 0, 0, wait) for n, wait in enumerate(waits)]
+    claims += [Claim(batch, "/e", "k", 99, 0, 1, 1, 0, 5.0)]  # no first claim
+    meter.dequeued(claims)
+    by_fleet = {"fleet": "waits", "pool": "spot"}
+    buckets = {"0.1": 2, "0.5": 4, "60.0": 4, "300.0": 5, "86400.0": 5, "+Inf": 6}
+    for bound, requests in buckets.items():
+        assert _value("queue_wait_time_seconds_bucket", **by_fleet, le=bound) == requests
+    assert _value("queue_wait_time_seconds_count", **by_fleet) == len(waits)
+    assert _value("queue_wait_time_seconds_sum", **by_fleet) == pytest.approx(sum(waits))
 
 
 def test_settled_dead_letters_are_counted() -> None:

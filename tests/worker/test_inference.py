@@ -286,7 +286,7 @@ def test_engine_exception_releases_its_requests(world: World) -> None:
     async def during(bench: Bench) -> None:
         await until(lambda: bench.finished() == 1)
         await until(lambda: world.value("SELECT count(*) FROM queue") == 2)
-        world.run("UPDATE queue SET available_at = now()")
+        world.run("UPDATE queued_runs SET available_at = now()")
         bench.worker.wake()
         await until(lambda: bench.finished() == 3)
 

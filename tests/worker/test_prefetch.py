@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lowtide.worker.prefetch import Prefetch, refill_at
+from lowtide.worker.prefetch import MAX_CLAIM, Prefetch, refill_at
 
 
 @pytest.mark.parametrize(
@@ -77,4 +77,4 @@ def test_prefetch_shrinks_with_the_rate() -> None:
 def test_prefetch_is_bounded() -> None:
     engine = Engine(trip=5.0)
     engine.run(30, rate=5000.0, group=100)
-    assert engine.prefetch.size(1024) == 2048
+    assert engine.prefetch.size(1024) == MAX_CLAIM

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import pytest
+from msgspec.structs import replace
 
 from lowtide.core.pools import Pool
 from lowtide.engines.flow import ByteBudget
@@ -17,8 +19,6 @@ from tests.worlds import done
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
-
-    import pytest
 
     from lowtide.queue.claims import Claim
     from tests.worlds import World
@@ -96,6 +96,20 @@ def test_unstorable_result_fails_only_its_request(world: World) -> None:
     ]
     assert world.lines("dead_letters", batch) == [2, 3]
     assert world.row(batch).status == "finalizing"
+
+
+def test_unstorable_result_of_a_large_set_is_found_by_halves(world: World) -> None:
+    world.batch(500)
+
+    async def during(writer: ResultWriter, queue: FlakyQueue, claims: Sequence[Claim]) -> None:
+        bodies = [b"\x00" if claim.line == 300 else b"{}" for claim in claims]
+        writer.add([done(claim, body=body) for claim, body in zip(claims, bodies, strict=True)])
+        await until(lambda: _finished(world) == 500)
+        assert queue.calls["settle"] < 25
+
+    _write(world, FlushRules(500, 600), during)
+    failed = world.rows("SELECT line, error_code FROM results WHERE NOT succeeded")
+    assert [tuple(row) for row in failed] == [(300, "result_not_storable")]
 
 
 def test_outage_delays_results_and_loses_none(
@@ -207,3 +221,14 @@ def test_discarded_results_free_budget(world: World) -> None:
         assert writer._budget.used == 0
 
     _write(world, FlushRules(100, 600), during)
+
+
+@pytest.mark.parametrize(
+    ("ended", "seconds", "enough"),
+    [(0, 1.0, 200), (20, 0.1, 200), (50_000, 10.0, 500), (3000, 0.1, 3000), (90_000, 1.0, 4000)],
+)  # fmt: skip
+def test_sets_are_as_large_as_what_ends_in_an_interval(
+    ended: int, seconds: float, enough: int
+) -> None:
+    rules = FlushRules()
+    assert rules.enough(ended, seconds) == enough

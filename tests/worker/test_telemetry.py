@@ -268,7 +268,7 @@ def test_worker_reports_its_engine_over_http(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.batch(20)
-    for table in ("batches", "queue"):
+    for table in ("batches", "queued_runs"):
         world.run(f"UPDATE {table} SET fleet = '{FLEET}'")  # noqa: S608
     input_store(world, 20, store=ObstoreObjects(f"file://{tmp_path}"))
     monkeypatch.setattr(build, "TelemetryReader", partial(TelemetryReader, interval=0.02))

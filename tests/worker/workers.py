@@ -335,7 +335,7 @@ class Bench:
         worker = Worker(
             queue, engine, InputLoader(store, budget, rng),
             keeper, writer, meter, backoff, ModelCatalog(world.worker), budget, watch,
-            rules=WorkerRules(pool, prefetch, 200, grace, served_names or {}),
+            rules=WorkerRules(pool, prefetch, grace, served_names or {}),
             policy=policy,
             rng=rng,
             tracer=tracer,
