@@ -34,9 +34,12 @@ class FileSegment(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class SegmentSize:
-    """A segment ends with the request that reaches one of these; `max_bytes` are of the file."""
+    """A segment ends with the request that reaches one of these; `max_bytes` are of the file.
 
-    max_lines: int = 50_000
+    By default it ends where a window of places does: no group of prompts has requests of two.
+    """
+
+    max_lines: int = WINDOW
     max_bytes: int = 64 * 1024 * 1024
 
 

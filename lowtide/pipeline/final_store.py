@@ -33,12 +33,15 @@ MAX_LINE: Final = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class FinalJob:
-    """A drained batch to close, with its final status and the expiry of its files."""
+    """A batch to close once it is drained, with its final status and the expiry of its files.
+
+    Until then, only its drained segments are written, in which every request has a result.
+    """
 
     batch: BatchId
     tenant: TenantId
     final_status: BatchStatus
-    drained_at: datetime
+    drained_at: datetime | None
     files_expire_at: datetime
     trace: TraceContext | None = None
     zero_retention: bool = False
@@ -60,12 +63,16 @@ class PieceRecord:
 
 @dataclass(frozen=True, slots=True)
 class FinalSegment:
-    """A segment of a drained batch: `lines` requests from `first_line` on, and its pieces."""
+    """A segment of a batch: `lines` requests from `first_line` on, and its pieces.
+
+    `is_announced` is True for half a minute after its own event that it is drained.
+    """
 
     number: int
     first_line: int
     lines: int
     is_finalized: bool
+    is_announced: bool
     output: PieceRecord
     error: PieceRecord
 
@@ -75,8 +82,9 @@ SELECT tenant_id, status, drained_at, traceparent, tracestate, zero_retention,
   drained_at + make_interval(secs => coalesce(output_expires_after,
     (SELECT batch_retention FROM tenants WHERE id = batches.tenant_id), :data_kept)) AS files_expire_at
 FROM batches
-WHERE id = :batch AND drained_at IS NOT NULL
-  AND status IN ('finalizing', 'cancelling', 'in_progress')
+WHERE id = :batch AND status IN ('finalizing', 'cancelling', 'in_progress')
+  AND (drained_at IS NOT NULL OR EXISTS (
+    SELECT FROM segments WHERE batch_id = :batch AND number = :segment AND drained_at IS NOT NULL))
 """)
 # With statistics older than the batch, the planner expects no rows, and a plain join then reads the
 # whole batch once per request. OFFSET 0 keeps it a lookup of each request by key.
@@ -123,7 +131,8 @@ WHERE id = :batch AND NOT EXISTS (SELECT 1 FROM segments WHERE batch_id = b.id)
 ON CONFLICT DO NOTHING
 """)
 _SEGMENTS = text("""
-SELECT number, first_line, lines, finalized_at IS NOT NULL AS is_finalized, output_lines,
+SELECT number, first_line, lines, finalized_at IS NOT NULL AS is_finalized,
+  coalesce(drained_at > now() - interval '30 s', false) AS is_announced, output_lines,
   output_bytes, output_sha256, error_lines, error_bytes, error_sha256
 FROM segments WHERE batch_id = :batch ORDER BY number
 """)
@@ -173,12 +182,11 @@ class FinalStore:
         self._engine = engine
         self._data_kept = data_kept
 
-    def job(self, batch: BatchId) -> FinalJob | None:
-        """Return the job of a batch; None if it is not drained, or is already closed."""
+    def job(self, batch: BatchId, segment: int | None = None) -> FinalJob | None:
+        """Return the job of a batch; None if it and the segment still run, or it is closed."""
+        parameters = {"batch": batch, "segment": segment, "data_kept": self._data_kept}
         with begin(self._engine) as connection:
-            row = connection.execute(
-                _JOB, {"batch": batch, "data_kept": self._data_kept}
-            ).one_or_none()
+            row = connection.execute(_JOB, parameters).one_or_none()
         if row is None:
             return None
         final_status = ENDS_AS[BatchStatus(row.status)]
@@ -319,6 +327,7 @@ def _segment(row: Any) -> FinalSegment:
         row.first_line,
         row.lines,
         row.is_finalized,
+        row.is_announced,
         PieceRecord(row.output_lines, row.output_bytes, row.output_sha256),
         PieceRecord(row.error_lines, row.error_bytes, row.error_sha256),
     )

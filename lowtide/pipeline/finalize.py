@@ -21,6 +21,7 @@ from lowtide.telemetry.tracing import BATCH, TENANT, UNTRACED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import datetime
     from types import TracebackType
     from uuid import UUID
 
@@ -67,23 +68,28 @@ class Finalizer:
         """Write the pieces of one segment, and close the batch once every segment is written.
 
         Without `segment` the first one that is not written, and an event announces each of the
-        others. A batch that is not drained is left as it is.
+        others, except for those whose own event did so lately. A batch, or a segment of one, that is
+        not drained is left as it is.
         """
         with self._tracer.span("finalize", attributes={BATCH: format_batch_id(batch)}) as span:
-            job = self._finals.job(batch)
+            job = self._finals.job(batch, segment)
             if job is None:
                 return
             span.note({TENANT: str(job.tenant)})
             segments = self._finals.segments(job)
             missing = [each for each in segments if not each.is_finalized]
             if segment is None:
+                missing = [each for each in missing if not each.is_announced]
                 self._announce(job, missing[1:], span)
                 mine = missing[:1]
             else:
                 mine = [each for each in missing if each.number == segment]
             for each in mine:
                 self._write(job, each, is_only=len(segments) == 1)
-            self._close(job, span)
+            # The batch may have drained meanwhile, and have left its last segment to this call.
+            job = self._finals.job(batch)
+            if job is not None:
+                self._close(job, span)
 
     def _announce(self, job: FinalJob, segments: Sequence[FinalSegment], span: Span) -> None:
         events = [
@@ -121,13 +127,13 @@ class Finalizer:
         )
 
     def _close(self, job: FinalJob, span: Span) -> None:
-        """Join the pieces and close the batch, unless a segment is missing."""
+        """Join the pieces and close the batch, unless it still runs or a segment is missing."""
         segments = self._finals.segments(job)
-        if not all(segment.is_finalized for segment in segments):
+        if job.drained_at is None or not all(segment.is_finalized for segment in segments):
             return
         files, keys = {}, []
         for role in _ROLES:
-            files[role] = file = _file(job, role, segments, span.context)
+            files[role] = file = _file(job, role, segments, job.drained_at, span.context)
             if file is not None and len(segments) > 1:
                 if not self._finals.expect(job, [file.object_key]):
                     return
@@ -201,7 +207,11 @@ def _file_key(job: FinalJob, file: FileId, *, is_joined: bool) -> str:
 
 
 def _file(
-    job: FinalJob, role: str, segments: Sequence[FinalSegment], trace: TraceContext | None
+    job: FinalJob,
+    role: str,
+    segments: Sequence[FinalSegment],
+    created_at: datetime,
+    trace: TraceContext | None,
 ) -> StoredFile | None:
     """Return the record of a file; None if it has no lines.
 
@@ -224,7 +234,7 @@ def _file(
         object_key=_file_key(job, id_, is_joined=is_joined),
         status=FileStatus.PROCESSED,
         status_details=None,
-        created_at=job.drained_at,
+        created_at=created_at,
         expires_at=job.files_expire_at,
         trace=trace,
     )

@@ -30,7 +30,7 @@ from tests.worker.workers import ScriptedEngine
 from tests.worlds import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from lowtide.engines.model import EngineRequest
     from lowtide.engines.outcomes import Outcome
@@ -132,20 +132,22 @@ class Stage:
     def split(self, batch: BatchId) -> int:
         """Split every segment; return how many there are."""
         self.app.splitter.split(batch)
-        return self._with_segments(batch, self.app.splitter.split_segment)
+        segments = self._segments(batch)
+        for number in segments[1:]:
+            self.app.splitter.split_segment(batch, number)
+        return len(segments)
 
     def finalize(self, batch: BatchId) -> None:
         """Finalize every segment."""
         self.app.finalizer.finalize(batch)
-        self._with_segments(batch, self.app.finalizer.finalize)
+        for number in self._segments(batch):
+            self.app.finalizer.finalize(batch, number)
 
-    def _with_segments(self, batch: BatchId, step: Callable[[BatchId, int], None]) -> int:
+    def _segments(self, batch: BatchId) -> list[int]:
         rows = self.world.rows(
             "SELECT number FROM segments WHERE batch_id = :batch ORDER BY number", batch=batch
         )
-        for row in rows[1:]:
-            step(batch, row.number)
-        return len(rows)
+        return [row.number for row in rows]
 
     def an_hour_later(self) -> None:
         """Let every orphan become due, and the scheduler delete what nothing owns."""

@@ -18,15 +18,17 @@ from lowtide.events.model import EventType
 from lowtide.objects.joined import JoinedObjects
 from lowtide.objects.store import ObstoreObjects
 from lowtide.pipeline.finalize import Finalizer
+from lowtide.queue.claims import Returned
 from lowtide.queue.store import QueueStore
 from tests.worker.workers import Sink, WaitingPublisher
 from tests.worlds import Running, done, gate, together
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from lowtide.core.ids import BatchId
+    from lowtide.events.model import Event
     from tests.worlds import World
 
 
@@ -39,21 +41,42 @@ class Drained:
     A worker with a model revision answered every third.
     """
 
-    def __init__(self, world: World, folder: Path, sizes: Sequence[int]) -> None:
+    def __init__(
+        self, world: World, folder: Path, sizes: Sequence[int], *, apart: bool = False
+    ) -> None:
         self.world, self.folder, self.sink = world, folder, Sink()
         self.objects = JoinedObjects(ObstoreObjects(f"file://{folder}"))
         self.count = sum(sizes)
         self.batch: BatchId = world.batch(self.count)
-        lease = world.queue.open_lease(Pool.SPOT, "w")
-        results = [
-            done(claim, succeeded=claim.line % 2 == 1, body=_body(claim.line))
-            for claim in world.queue.claim(lease, Pool.SPOT, self.count)
+        if apart:
+            world.split_runs()
+        self.lease = world.queue.open_lease(Pool.SPOT, "w")
+        claims = world.queue.claim(self.lease, Pool.SPOT, self.count)
+        self.results = [
+            done(claim, succeeded=claim.line % 2 == 1, body=_body(claim.line)) for claim in claims
         ]
-        for queue, answers in (
-            (world.queue, [result for result in results if result.line % 3]),
-            (_queue_of_revision(world), [result for result in results if not result.line % 3]),
-        ):
-            queue.settle(lease, answers, [])
+        self.begin()
+        self._cut(sizes)
+
+    def begin(self) -> None:
+        """Run all requests."""
+        self.settle(range(1, self.count + 1))
+
+    def settle(self, lines: Iterable[int]) -> list[Event]:
+        """Settle requests; return the events of it."""
+        events: list[Event] = []
+        chosen = set(lines)
+        for queue, revised in ((self.world.queue, False), (_queue_of_revision(self.world), True)):
+            answers = [
+                result
+                for result in self.results
+                if result.line in chosen and (result.line % 3 == 0) is revised
+            ]
+            events += queue.settle(self.lease, answers, []).drained
+        return events
+
+    def _cut(self, sizes: Sequence[int]) -> None:
+        world = self.world
         world.run("DELETE FROM segments WHERE batch_id = :batch", batch=self.batch)
         for number, size in enumerate(sizes, 1):
             first = sum(sizes[: number - 1]) + 1
@@ -312,3 +335,104 @@ def test_index_finds_every_line(world: World, tmp_path: Path, sizes: list[int]) 
             pieces, size = found
             body = b"".join(pieces)
             assert (body, size) == (_body(line), len(body))
+
+
+class Running3(Drained):
+    """A batch of three segments of four requests, all of which one worker has claimed."""
+
+    def __init__(self, world: World, folder: Path, *, apart: bool = False) -> None:
+        super().__init__(world, folder, [4, 4, 4], apart=apart)
+
+    def begin(self) -> None:
+        """Run nothing yet."""
+
+
+def _announced(events: Sequence[Event]) -> list[object]:
+    return [event.data.get("segment", event.type) for event in events]
+
+
+def test_segments_are_announced_by_their_last_request(world: World, tmp_path: Path) -> None:
+    running = Running3(world, tmp_path)
+    assert _announced(running.settle([5, 6, 8])) == []
+    assert _announced(running.settle([7, 1])) == [2]
+    assert _announced(running.settle([2, 3, 4, 9])) == [1]
+    # The end of the batch announces the last segment with all others that are not written.
+    assert _announced(running.settle([10, 11, 12])) == [EventType.BATCH_DRAINED]
+    rows = world.rows("SELECT data FROM outbox WHERE type = 'dev.lowtide.segment.drained'")
+    assert len(rows) == 2
+
+
+def test_segment_is_written_while_others_run(world: World, tmp_path: Path) -> None:
+    running = Running3(world, tmp_path)
+    running.finalize(2)
+    assert running.keys() == set()
+    running.settle([5, 6, 7, 8])
+    running.finalize(1)
+    assert running.keys() == set()
+    running.finalize(2)
+    assert world.row(running.batch).status == "in_progress"
+    written = running.keys()
+    assert len(written) == 3
+    # Its pieces belong to the batch, however long it takes.
+    world.run("UPDATE orphan_objects SET due_at = now() WHERE due_at < 'infinity'")
+    assert world.ticks.orphans(100).keys == []
+    running.settle([1, 2, 3, 4, 9, 10, 11, 12])
+    running.deliver()
+    running.check()
+    assert written < running.keys()
+
+
+def test_batch_that_drains_during_a_segment_is_closed_by_it(world: World, tmp_path: Path) -> None:
+    running = Running3(world, tmp_path)
+    running.settle([1, 2, 3, 4])
+    running.finalize(1)
+    running.settle([5, 6, 7, 8])
+    slow = running.finalizer()
+    slow._finals = type(world.finals)(world.own_engine("worker"), data_kept=30 * 86_400)
+    with gate(slow._finals._engine, before="UPDATE segments") as stopped:
+        writing = Running(lambda: slow.finalize(running.batch, 2))
+        stopped.wait()
+        running.settle([9, 10, 11, 12])
+        running.deliver()
+        assert world.row(running.batch).status == "finalizing"
+        stopped.opened.set()
+        writing.result()
+    running.check()
+
+
+def test_lost_event_of_a_segment_is_made_up_for(world: World, tmp_path: Path) -> None:
+    running = Running3(world, tmp_path)
+    running.settle([5, 6, 7, 8])
+    running.settle([1, 2, 3, 4, 9, 10, 11, 12])
+    running.deliver()
+    assert world.row(running.batch).status == "finalizing"
+    world.run("UPDATE segments SET drained_at = now() - interval '1 minute' WHERE number = 2")
+    running.deliver()
+    running.check()
+
+
+def test_two_workers_that_end_a_segment_announce_it_once(world: World, tmp_path: Path) -> None:
+    running = Running3(world, tmp_path, apart=True)
+    running.settle([1, 2])
+    # With nothing queued, the lock of the batch would be enough.
+    released = [Returned(running.batch, 4, ""), Returned(running.batch, 12, "", delay=3600)]
+    world.queue.settle(running.lease, [], released)
+    slow = QueueStore(world.own_engine("worker"), new_id=new_id, lease_duration=30.0)
+    other = slow.open_lease(Pool.SPOT, "other")
+    last = [done(claim) for claim in slow.claim(other, Pool.SPOT, 1)]
+    with gate(slow._engine, before="COMMIT") as stopped:
+        first = Running(lambda: slow.settle(other, last, []))
+        stopped.wait()
+        second = Running(lambda: running.settle([3]))
+        world.blocked()
+        stopped.opened.set()
+        assert _announced([*first.result().drained, *second.result()]) == [1]
+
+
+def test_segment_of_an_ending_batch_is_not_announced(world: World, tmp_path: Path) -> None:
+    running = Running3(world, tmp_path)
+    assert not world.cancel(running.batch)
+    assert _announced(running.settle([1, 2, 3, 4])) == []
+    running.finalize(1)
+    assert running.keys() == set()
+    assert _announced(running.settle(range(5, 13))) == [EventType.BATCH_DRAINED]

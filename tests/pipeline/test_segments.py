@@ -208,7 +208,13 @@ class _Killed(BaseException):
 
 @pytest.mark.parametrize(
     "before",
-    ["CREATE TEMPORARY", "INSERT INTO requests", "INSERT INTO queue", "UPDATE segments", "COMMIT"],
+    [
+        "CREATE TEMPORARY",
+        "INSERT INTO requests",
+        "INSERT INTO queued_runs",
+        "UPDATE segments",
+        "COMMIT",
+    ],
 )
 def test_killed_segment_leaves_nothing_and_is_split_again(
     installation: Installation, world: World, before: str
