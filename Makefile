@@ -85,6 +85,12 @@ bench-ingest: $(VENV)/.dev ## Measure upload, validation, split and finalize aga
 bench-queue: $(VENV)/.bench ## Measure requests claimed and completed per second against COPY and PGQueuer
 	@$(BIN)/python -m bench.queue
 
+bench-workers: $(VENV)/.dev ## Measure whole workers with the engine that takes no time: rate, CPU and WAL per request
+	@$(BIN)/python -m bench.workers
+
+bench-dead-rows: $(VENV)/.dev ## Measure tick, landing page and queues page after ten batches without a vacuum
+	@$(BIN)/python -m bench.dead_rows
+
 bench-job: $(VENV)/.dev ## Measure a whole job through the functions, and a worker against a bare client
 	@$(BIN)/python -m bench.job
 
@@ -161,4 +167,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt again from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow azurite llama chaos conformance check fmt house bench-import bench-ingest bench-queue bench-job bench-cold-start bench-storm bench-engines bench-engine-load bench-warm bench-fleets bench-prefix bench-spare bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow azurite llama chaos conformance check fmt house bench-import bench-ingest bench-queue bench-workers bench-dead-rows bench-job bench-cold-start bench-storm bench-engines bench-engine-load bench-warm bench-fleets bench-prefix bench-spare bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean

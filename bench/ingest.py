@@ -33,7 +33,7 @@ STEPS = "bench.ingest_steps"
 LINE_BYTES = 600
 BOUNDARY = "bench-ingest-boundary"
 UPLOAD_SECONDS, UPLOAD_MEGABYTES = 3.0, 200.0
-SPLIT_RATE, SPLIT_RATIO, FINALIZE_RATE, SEGMENTED_RATIO = 60_000, 0.5, 80_000, 0.8
+SPLIT_RATE, SPLIT_RATIO, FINALIZE_RATE, SEGMENTED_RATIO = 60_000, 0.3, 80_000, 0.8
 SEGMENTS = 4
 
 
@@ -181,7 +181,8 @@ def main() -> None:
     figures = {}
     with (
         tempfile.TemporaryDirectory(prefix="lowtide-bench-") as folder,
-        Stage(Path(folder)) as stage,
+        # A file is one segment, as `enlarge` makes others of the same size.
+        Stage(Path(folder), variables={"LOWTIDE_SEGMENT_LINES": "50000"}) as stage,
     ):
         for name, (lines, line_bytes) in sizes.items():
             path = Path(folder) / f"{lines}-{line_bytes}.jsonl"

@@ -84,7 +84,7 @@ COPY (SELECT r.line, r.custom_id, f.status_code, f.request_id, f.body
   FROM requests r JOIN results f USING (batch_id, line) WHERE r.batch_id = '{batch}' ORDER BY r.line)
 TO STDOUT
 """
-TABLES = ("requests", "queue")
+TABLES = ("requests", "queued_runs")
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def split(name: str, owner_url: str) -> dict[str, Any]:
     with measured(found):
         _split(batch)
     rows = {table: _rows(table, batch) for table in TABLES}
-    found["lines"] = rows["queue"].count(b"\n")
+    found["lines"] = rows["requests"].count(b"\n")
     owner = connect(owner_url)
     with owner.begin() as connection:
         for table in TABLES:
@@ -170,7 +170,7 @@ def split(name: str, owner_url: str) -> dict[str, Any]:
                 cursor.execute(f"COPY bare_{table} FROM STDIN", stream=_blocks(rows[table]))
         found[figure] = time.perf_counter() - began
         with owner.begin() as connection:
-            connection.execute(text("TRUNCATE bare_requests, bare_queue"))
+            connection.execute(text("TRUNCATE bare_requests, bare_queued_runs"))
     return found
 
 
@@ -182,7 +182,7 @@ def drain(name: str) -> dict[str, Any]:
     parameters = {"batch": batch, "body": BODY % ("x" * (BODY_BYTES - len(body)))}
     with APP.database.begin() as connection:
         connection.execute(text(ANSWER), parameters)
-        connection.execute(text("DELETE FROM queue WHERE batch_id = :batch"), parameters)
+        connection.execute(text("DELETE FROM queued_runs WHERE batch_id = :batch"), parameters)
         connection.execute(text(DRAIN), parameters)
     return {"batch": name}
 

@@ -85,7 +85,9 @@ UPDATE tallies SET completed = completed + 7
 WHERE batch_id IN (SELECT id FROM batches ORDER BY id DESC LIMIT 10)
 """)
 LEAVE = text("""
-DELETE FROM queue WHERE (batch_id, line) IN (SELECT batch_id, line FROM queue LIMIT 7)
+UPDATE queued_runs SET lines = lines - first_lines(lines, 7), size = size - 7,
+  line = lower(lines - first_lines(lines, 7))
+WHERE (batch_id, line) IN (SELECT batch_id, line FROM queued_runs WHERE size > 7 LIMIT 1)
 """)
 
 

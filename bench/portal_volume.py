@@ -53,10 +53,12 @@ FROM requests r JOIN batches b ON b.id = r.batch_id
 WHERE b.status IN ('completed', 'expired') OR line <= b.total * 9 / 10
 """
 QUEUE = """
-INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
-SELECT r.batch_id, r.tenant_id, b.deadline, b.created_at, b.created_at, r.line, 'spot'
+INSERT INTO queued_runs (batch_id, tenant_id, deadline, available_at, queued_at, line, size, lines, pool)
+SELECT b.id, b.tenant_id, b.deadline, b.created_at, b.created_at, min(r.line), count(*),
+  range_agg(int4range(r.line, r.line + 1)), 'spot'
 FROM requests r JOIN batches b ON b.id = r.batch_id
 WHERE b.status = 'in_progress' AND line > b.total * 9 / 10
+GROUP BY b.id, (r.line - 1) / 128
 """
 TALLIES = """
 INSERT INTO tallies (batch_id, pool, lease_id, tenant_id, completed, failed, dead_lettered, interrupted)
@@ -76,7 +78,7 @@ INSERT INTO pool_samples (at, pool, queued, running, oldest_age, desired, live, 
 SELECT now() - n * interval '1 minute', pool, mod(n, 5000), 96, 60, 4, 3, 60, 3000, mod(n, 3), 120
 FROM generate_series(0, 10080) n, unnest(ARRAY['spot', 'dedicated']) pool
 """
-TABLES = "batches, requests, results, queue, tallies, request_events, pool_samples"
+TABLES = "batches, requests, results, queued_runs, tallies, request_events, pool_samples"
 
 
 def fill(

@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 STEPS = "bench.queue_steps"
-EMPTIED = "batches, requests, queue, claims, results, tallies, workers, outbox"
-RATE_BAR, HELD_BAR, FLEETS_BAR = 40_000, 0.8, 0.95
-SMALL, MIDDLE, LARGE = 50_000, 200_000, 1_000_000
+EMPTIED = "batches, requests, queued_runs, claimed_runs, results, tallies, workers, outbox"
+RATE_BAR, HELD_BAR, FLEETS_BAR = 106_000, 0.85, 0.95
+SMALL, MIDDLE, LARGE, HUGE = 50_000, 200_000, 1_000_000, 5_000_000
+HELD_RUNS = 5
 FLEETS, PAIRS = 50, 10
 PEER_WORKERS = 4
 
@@ -63,8 +64,9 @@ def scenarios(*, quick: bool) -> list[dict[str, Any]]:
         plain | {"pinned": True},
         plain | {"batches": 100, "tenants": 4},
         plain | {"lines": MIDDLE},
-        plain | {"lines": LARGE, "batches": 20},
-        plain | {"lines": LARGE, "batches": 20, "pinned": True},
+        *[plain | {"lines": LARGE, "batches": 20}] * HELD_RUNS,
+        *[plain | {"lines": LARGE, "batches": 20, "pinned": True}] * HELD_RUNS,
+        *[plain | {"lines": HUGE, "batches": 100}] * HELD_RUNS,
     ]
 
 
@@ -78,7 +80,7 @@ def measure(
         STEPS, "fill", *(str(what[key]) for key in ("lines", "batches", "tenants", "fleets"))
     )
     with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM (ANALYZE) requests, queue, batches"))
+        connection.execute(text("VACUUM (ANALYZE) requests, queued_runs, batches"))
     with pinned(owner) if what["pinned"] else nothing():
         before = server_seconds(stage)
         with together(stage, what["workers"], "drain", str(size), str(seconds)) as found:
@@ -107,14 +109,16 @@ def partition(worker: Engine, days: int) -> None:
 
 
 @contextmanager
-def together(stage: Stage, workers: int, *arguments: str) -> Iterator[list[dict[str, Any]]]:
+def together(
+    stage: Stage, workers: int, *arguments: str, steps: str = STEPS
+) -> Iterator[list[dict[str, Any]]]:
     """Run a step in several processes that start at the same time and live until the block ends.
 
     The CPU time of a server process is lost once its connection is closed.
     """
     processes = [
         subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", STEPS, *arguments],
+            [sys.executable, "-m", steps, *arguments],
             env=stage.environment("worker"),
             cwd=ROOT,
             stdin=subprocess.PIPE,
@@ -203,8 +207,19 @@ def fleets_ratio(runs: Sequence[dict[str, Any]]) -> float | None:
     return float(statistics.median(ratios))
 
 
+def plain_rate(runs: Sequence[dict[str, Any]]) -> float:
+    """Return the median rate of all runs like the first one."""
+    what = ("lines", "batches", "fleets", "workers", "pinned")
+    return float(
+        statistics.median(
+            run["rate"] for run in runs if all(run[name] == runs[0][name] for name in what)
+        )
+    )
+
+
 def show(runs: Sequence[dict[str, Any]], copy: int, pgqueuer: int | None) -> None:
     """Print a table."""
+    plain = plain_rate(runs)
     print(
         f"{'requests':>9} {'batches':>7} {'tenants':>7} {'fleets':>6} {'workers':>7} {'pinned':>6} {'req/s':>8} "
         f"{'of 50k':>6} {'claim p50':>10} {'p99':>9} {'client':>10} {'server':>10}"
@@ -213,22 +228,22 @@ def show(runs: Sequence[dict[str, Any]], copy: int, pgqueuer: int | None) -> Non
         print(
             f"{run['lines']:>9} {run['batches']:>7} {run['tenants']:>7} {run['fleets']:>6} {run['workers']:>7} "
             f"{'yes' if run['pinned'] else 'no':>6} {run['rate']:>8} "
-            f"{run['rate'] / runs[0]['rate']:>6.2f} {run['claim_p50_ms']:>7.1f} ms "
+            f"{run['rate'] / plain:>6.2f} {run['claim_p50_ms']:>7.1f} ms "
             f"{run['claim_p99_ms']:>6.1f} ms {run['client_us_a_line']:>7.1f} us "
             f"{run['server_us_a_line']:>7.1f} us"
         )
-    print(f"bare COPY of the results: {copy} rows/s, {runs[0]['rate'] / copy:.2f} of it")
+    print(f"bare COPY of the results: {copy} rows/s, {plain / copy:.2f} of it")
     if pgqueuer is None:
         print("PGQueuer is not installed: pip install pgqueuer asyncpg")
     else:
-        print(f"PGQueuer, {PEER_WORKERS} workers: {pgqueuer}/s, {runs[0]['rate'] / pgqueuer:.1f} x")
+        print(f"PGQueuer, {PEER_WORKERS} workers: {pgqueuer}/s, {plain / pgqueuer:.1f} x")
 
 
 def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="only 50,000 requests")
-    parser.add_argument("--size", type=int, default=200, help="requests per claim")
+    parser.add_argument("--size", type=int, default=2000, help="requests per claim")
     parser.add_argument("--seconds", type=float, default=10.0, help="max duration of a drain")
     parser.add_argument("--partitions", type=int, default=40, help="days with a partition")
     given = parser.parse_args()
@@ -244,8 +259,8 @@ def main() -> None:
         owner.dispose()
         worker.dispose()
     show(runs, copy, pgqueuer)
-    best = max(run["rate"] for run in runs if run["lines"] == SMALL and not run["pinned"])
-    held = [run["rate"] / runs[0]["rate"] for run in runs if run["pinned"] or run["lines"] == LARGE]
+    plain = plain_rate(runs)
+    held = [run["rate"] / plain for run in runs if run["pinned"] or run["lines"] >= LARGE]
     fleets = fleets_ratio(runs)
     missed = [
         *(
@@ -253,7 +268,11 @@ def main() -> None:
             if fleets is not None and fleets < FLEETS_BAR
             else []
         ),
-        *([f"{best} requests/s, below the threshold of {RATE_BAR}"] if best < RATE_BAR else []),
+        *(
+            [f"{plain:.0f} requests/s, below the threshold of {RATE_BAR}"]
+            if plain < RATE_BAR
+            else []
+        ),
         *(
             f"{ratio:.2f} of the plain rate, below the threshold of {HELD_BAR}"
             for ratio in held
@@ -262,7 +281,7 @@ def main() -> None:
     ]
     print(
         json.dumps(
-            {"runs": runs, "fleets_ratio": fleets, "copy_rate": copy, "pgqueuer_rate": pgqueuer, "best_rate": best,
+            {"runs": runs, "fleets_ratio": fleets, "copy_rate": copy, "pgqueuer_rate": pgqueuer, "plain_rate": plain,
              "size": given.size, "missed": missed}
         )
     )  # fmt: skip

@@ -47,9 +47,13 @@ INSERT INTO requests SELECT :batch, n, :tenant, n * :bytes, :bytes, 'request-' |
 FROM generate_series(1, :lines) n
 """
 QUEUE = """
-INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, fleet, pool)
-SELECT b.id, b.tenant_id, b.deadline, now(), now(), n, b.fleet, 'spot'
-FROM batches b, generate_series(1, :lines) n WHERE b.id = :batch
+INSERT INTO queued_runs (batch_id, tenant_id, deadline, available_at, queued_at, line, size, lines,
+  fleet, pool)
+SELECT b.id, b.tenant_id, b.deadline, now(), now(), r.line, r.size, r.lines, b.fleet, 'spot'
+FROM batches b, (
+  SELECT min(n) AS line, count(*) AS size, int4multirange(int4range(min(n), max(n) + 1)) AS lines
+  FROM generate_series(1, :lines) n GROUP BY (n - 1) / 128) r
+WHERE b.id = :batch
 """
 
 

@@ -57,14 +57,16 @@ IN_FLIGHT = (
     BATCH,
     """INSERT INTO requests (batch_id, line, tenant_id, start, length, checksum, custom_id)
        SELECT :batch, n, :tenant, n * 400, 400, n, 'request-' || n FROM generate_series(1, :lines) n""",
-    """INSERT INTO queue (batch_id, tenant_id, deadline, available_at, queued_at, line, pool)
-       SELECT :batch, :tenant, now() + interval '1 day', now(), now(), n, 'spot'
-       FROM generate_series(1, :lines) n""",
+    """INSERT INTO queued_runs (batch_id, tenant_id, deadline, available_at, queued_at, line, size,
+         lines, pool)
+       SELECT :batch, :tenant, now() + interval '1 day', now(), now(), min(n), count(*),
+         range_agg(int4range(n, n + 1)), 'spot'
+       FROM generate_series(1, :lines) n GROUP BY (n - 1) / 128""",
     """INSERT INTO custom_ids (batch_id, line, tenant_id, custom_id)
        SELECT :batch, n, :tenant, 'request-' || n FROM generate_series(1, :lines) n""",
 )
 ENDED = (
-    "DELETE FROM queue WHERE batch_id = :batch",
+    "DELETE FROM queued_runs WHERE batch_id = :batch",
     """INSERT INTO results (batch_id, tenant_id, lease_id, started_at, finished_at, line, input_tokens,
          output_tokens, status_code, attempts, interruptions, succeeded, escalated, dead_lettered,
          pool, request_id, body)
@@ -100,7 +102,9 @@ class Bench:
     def size(self) -> int:
         """Return the size of the database, after what autovacuum does."""
         with self._owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM (ANALYZE) queue, claims, batches, tallies, outbox"))
+            connection.execute(
+                text("VACUUM (ANALYZE) queued_runs, claimed_runs, batches, tallies, outbox")
+            )
             return int(
                 connection.execute(text("SELECT pg_database_size(current_database())")).scalar_one()
             )
@@ -179,7 +183,7 @@ class Bench:
             "landing page": _best(lambda: self.app.snapshots.read(for_metrics=False)),
         }
         queue.close_lease(lease)
-        self.run(("DELETE FROM queue WHERE batch_id = :batch", *_FORGET), batch, 0)
+        self.run(("DELETE FROM queued_runs WHERE batch_id = :batch", *_FORGET), batch, 0)
         return measured
 
 

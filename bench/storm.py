@@ -52,7 +52,7 @@ FROM (SELECT extract(epoch FROM available_at - now())::double precision AS wait
 """
 
 AGAIN = text(
-    "UPDATE queue SET available_at = now() - interval '1 h' * lost_leases WHERE lost_leases > 0"
+    "UPDATE queued_runs SET available_at = now() - interval '1 h' * lost_leases WHERE lost_leases > 0"
 )
 
 

@@ -45,8 +45,6 @@ SIZES: dict[str, Mapping[str, str]] = {
     "large sets": {
         "LOWTIDE_WORKER_CONCURRENCY": "400",
         "LOWTIDE_WORKER_PREFETCH": "800",
-        "LOWTIDE_WORKER_CLAIM_SIZE": "400",
-        "LOWTIDE_WORKER_FLUSH_LINES": "400",
     },
 }
 LEFT = "SELECT (SELECT count(*) FROM queue) + (SELECT count(*) FROM claims)"
