@@ -399,7 +399,8 @@ def test_unused_data_keys_are_found_by_id(loaded: World, count: int) -> None:
     ids = loaded.rows("SELECT id FROM data_keys LIMIT :count", count=count)
     nodes = plan_nodes(loaded.worker, data_keys.DESTROY_UNUSED, ids=[row.id for row in ids])
     scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
-    assert scanned == set()
+    # There are no uploads: once autovacuum knows that, reading all of them is cheapest.
+    assert scanned <= {"uploads"}
 
 
 def _waiting(world: World, pool: str) -> list[dict[str, Any]]:

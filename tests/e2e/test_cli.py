@@ -94,12 +94,18 @@ def test_operator_lists_and_cancels_batches_of_all_tenants(
     stack: LocalStack, tmp_path: Path
 ) -> None:
     path = tmp_path / "in.jsonl"
-    path.write_bytes(chat_file(50_000))
-    batch = run_json(stack, "submit", path)["id"]
-    (listed, *_) = run_json(stack, "batches", "list", "--all-tenants", "--limit", "1")["data"]
-    assert (listed["id"], listed["tenant"]) == (batch, "default")
-    assert run_json(stack, "cancel", batch, "--tenant", "default")["status"] == "cancelling"
-    assert stack.follow(batch)[-1]["status"] == "cancelled"
+    path.write_bytes(chat_file(100))
+    for pool in ("spot", "dedicated"):
+        lowtide("pools", "pause", pool, "--data-dir", stack.data_dir)
+    try:
+        batch = run_json(stack, "submit", path)["id"]
+        (listed, *_) = run_json(stack, "batches", "list", "--all-tenants", "--limit", "1")["data"]
+        assert (listed["id"], listed["tenant"]) == (batch, "default")
+        assert run_json(stack, "cancel", batch, "--tenant", "default")["status"] == "cancelling"
+        assert stack.follow(batch)[-1]["status"] == "cancelled"
+    finally:
+        for pool in ("spot", "dedicated"):
+            lowtide("pools", "resume", pool, "--data-dir", stack.data_dir)
 
 
 def test_cancel_ends_running_batch(stack: LocalStack, tmp_path: Path) -> None:

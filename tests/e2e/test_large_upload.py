@@ -32,6 +32,13 @@ MEGABYTES = int(os.environ.get("LARGE_UPLOAD_MB", "200"))
 LINE_BYTES = 10_000
 LINES = MEGABYTES * 1_000_000 // LINE_BYTES
 CLIENT_MIB = 512
+# A program between: the peak of a process counts that of the one that started it.
+PEAK = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
 CHUNKED = """
 import sys
 from pathlib import Path
@@ -76,20 +83,18 @@ def measured(stack: LocalStack, *command: str | Path, state: Path) -> str:
     }
     reset_peaks(stack, "upload")
     began = time.monotonic()
-    process = subprocess.Popen(
-        [str(each) for each in command],
+    peak = state / "peak"
+    process = subprocess.run(
+        [sys.executable, "-c", PEAK, str(peak), *map(str, command)],
         env=clean_environment(environment),
         stdout=subprocess.PIPE,
         text=True,
+        check=False,
     )
-    assert process.stdout is not None
-    with process.stdout:
-        output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    output = process.stdout
     seconds = time.monotonic() - began
     server = peak_memory(stack, "upload") / (1 << 20)
-    client = usage.ru_maxrss / 1024
+    client = int(peak.read_text()) / 1024
     print(
         f"\n{MEGABYTES} MB in {seconds:.1f} s: {MEGABYTES / seconds:.0f} MB/s; "
         f"client {client:.0f} MiB, upload function {server:.0f} MiB"
