@@ -209,6 +209,9 @@ def _filter_and_inspect(page: Page, lines: list[str], output: list[str], errors:
     text = drawer.get_by_role("region", name="Output").inner_text()
     assert _without_whitespace(text) in _without_whitespace(answered)
     drawer.get_by_role("button", name="Close").click()
+    # What arrives when the drawer closes would bring back the text.
+    drawer.wait_for(state="hidden")
+    page.wait_for_url(lambda url: "line=" not in url and "request=" not in url)
     page.get_by_role("textbox", name="custom_id starts with").fill("")
     page.wait_for_url(lambda url: "custom_id" not in url)
     page.locator("a.tab").filter(has_text="Failed").click()
