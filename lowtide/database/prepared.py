@@ -14,7 +14,6 @@ import socket
 import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from pg8000 import core, dbapi
@@ -56,13 +55,6 @@ class Copied:
     pieces: Sequence[bytes] = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """UTF-8 text as a parameter of a hot statement, sent without a copy."""
-
-    text: bytes = field(repr=False)
-
-
 class PreparingConnection(dbapi.Connection):
     """A DB-API connection of pg8000 that prepares hot statements."""
 
@@ -76,7 +68,6 @@ class PreparingConnection(dbapi.Connection):
                 raise _connection_lost(error) from error
             raise
         self._prepared: dict[str, tuple[Any, ...]] = {}
-        self.register_out_adapter(Encoded, attrgetter("text"))
         if self._usock.family != socket.AF_UNIX:
             # Otherwise the second packet of a statement waits for the acknowledgement of the first,
             # which the server delays by 40 ms.
@@ -151,7 +142,7 @@ class PreparingConnection(dbapi.Connection):
         self,
         operation: str,
         statement: str,
-        values: Sequence[str | bytes | None],
+        values: Sequence[str | None],
         pieces: Sequence[bytes],
     ) -> core.Context:
         if operation not in self._prepared:
@@ -209,7 +200,7 @@ def _native(operation: str) -> str:
     return statement
 
 
-def _binding(name: bytes, values: Sequence[str | bytes | None]) -> Sequence[bytes]:
+def _binding(name: bytes, values: Sequence[str | None]) -> Sequence[bytes]:
     """Return a Bind message in parts: unnamed portal, all values and results as text.
 
     A large value is a part of its own, written without a copy.
@@ -221,7 +212,7 @@ def _binding(name: bytes, values: Sequence[str | bytes | None]) -> Sequence[byte
         if value is None:
             head.append(core.i_pack(-1))
             continue
-        encoded = value if isinstance(value, bytes) else value.encode()
+        encoded = value.encode()
         head.append(core.i_pack(len(encoded)))
         if len(encoded) < _LARGE:
             head.append(encoded)
