@@ -105,18 +105,23 @@ class ClientSocket(socket.socket):
     def _patiently(
         self, call: Callable[[], _Result], transferred: Callable[[_Result], int]
     ) -> _Result:
+        # What is there at once was not waited for: the time this thread then spends in line for
+        # the interpreter is not the client's. Without patience left, only that succeeds, which
+        # still sends the error response.
+        timeout = 0.0
         while True:
+            self.settimeout(timeout)
             start = monotonic()
-            # Without patience left, only immediate I/O succeeds: the error response is still sent.
-            self.settimeout(min(max(self.patience.left, 0.0), _POLL_SECONDS))
             try:
                 result = call()
             except (TimeoutError, BlockingIOError) as error:
-                self.patience.waited(monotonic() - start, 0)
+                self.patience.waited(monotonic() - start if timeout else 0.0, 0)
                 if self.patience.left <= 0:
                     raise ClientTooSlow from error
+                timeout = min(self.patience.left, _POLL_SECONDS)
             else:
-                self.patience.waited(monotonic() - start, transferred(result))
+                waited = monotonic() - start if timeout else 0.0
+                self.patience.waited(waited, transferred(result))
                 return result
 
 

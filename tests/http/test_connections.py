@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
 
+from lowtide.http import connections
 from lowtide.http.connections import (
     CROWDED_RATE,
     CROWDED_SECONDS,
@@ -64,3 +66,19 @@ def test_send_to_full_buffer_fails_without_patience_left(
     server, _ = ends
     with pytest.raises(ClientTooSlow):
         server.sendall(bytes(64 << 20))
+
+
+def test_clients_do_not_pay_for_busy_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that gets its turn a second after each call charges it to no client."""
+    seconds = count()
+    monkeypatch.setattr(connections, "monotonic", lambda: float(next(seconds)))
+    server_end, client = socket.socketpair()
+    with ClientSocket(fileno=server_end.detach()) as server, client:
+        server.patience = patience = Patience(2.5, timeout=2.5, rate=1.0)
+        for _ in range(4):
+            client.sendall(b"x")
+            assert server.recv(10) == b"x"
+            server.sendall(b"y")
+        assert patience.left == 2.5
+        with pytest.raises(ClientTooSlow):
+            server.recv(10)
