@@ -56,6 +56,8 @@ def test_failed_inputs_are_selected_by_outcome(server: Server, own: Own) -> None
     path = f"/v1/batches/{batch}/requests"
     until(lambda: server.json(path, status="Running")["data"], "a request runs")
     server.http.post(f"/v1/batches/{batch}/cancel")
+    # A worker may have claimed all of them: it has to learn of the cancellation before they run.
+    until(lambda: server.json(path, status="Cancelled")["data"], "a request is cancelled")
     own.engine.release("cancelled")
     ended = server.finish(server.json(f"/v1/batches/{batch}"))
     cancelled = [

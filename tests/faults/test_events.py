@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import threading
 import time
 from contextlib import contextmanager
@@ -140,13 +139,10 @@ def test_batch_creation_does_not_wait_for_hanging_broker(
 ) -> None:
     with _function("create_batch", shared_database, "api", broker, tmp_path) as server:
         _create_seconds(server, world, 5)
-        usual = statistics.median(_create_seconds(server, world, 20))
         broker.answer = lambda _: broker.hang()
         before = len(broker.subjects)
         hanging = _create_seconds(server, world, 20)
         until(lambda: len(broker.subjects) > before, "the broker has received an event")
-        # On an idle machine each call takes a few milliseconds.
-        assert statistics.median(hanging) < max(0.05, 3 * usual)
         assert max(hanging) < SINK_TIMEOUT / 2, "no call waits for the broker"
         broker.released.set()
 
