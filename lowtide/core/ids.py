@@ -36,6 +36,11 @@ _KEY_PREFIX = "key_"
 _UPLOAD_PREFIX = "upload_"
 _PART_PREFIX = "part_"
 _HEXADECIMAL = frozenset("0123456789abcdef")
+_CELL_BITS: Final = 12
+_CELL_SHIFT: Final = 62 - _CELL_BITS
+_CELL_MASK: Final = (1 << _CELL_BITS) - 1
+LAST_CELL: Final = _CELL_MASK
+"""The highest number of a cell; the lowest is 1."""
 
 
 def now() -> datetime:
@@ -48,16 +53,46 @@ def new_id() -> uuid.UUID:
     return uuid7(now(), os.urandom)
 
 
-def uuid7(now: datetime, random_bytes: Callable[[int], bytes]) -> uuid.UUID:
+def ids_of_cell(cell: int | None) -> Callable[[], uuid.UUID]:
+    """Return the source of a cell's ids, which `cell_of` recognizes; without a cell, `new_id`."""
+    if cell is None:
+        return new_id
+    return lambda: uuid7(now(), os.urandom, cell)
+
+
+def uuid7(
+    now: datetime, random_bytes: Callable[[int], bytes], cell: int | None = None
+) -> uuid.UUID:
     """Return a UUID version 7 (RFC 9562): Unix milliseconds, their fraction, then random bits.
 
-    The fraction (section 6.2, method 3) makes ids sort by time to the microsecond.
+    The fraction (section 6.2, method 3) makes ids sort by time to the microsecond. The id of a cell
+    has its number, 1 to LAST_CELL, instead of the first random bits, and a fraction that is one higher,
+    which no microsecond has.
     """
     microseconds = (now - EPOCH) // _MICROSECOND
     milliseconds, remainder = divmod(microseconds, 1000)
-    fraction = remainder * 4096 // 1000
+    fraction = _fraction(remainder)
     random_bits = int.from_bytes(random_bytes(8), "big")
+    if cell is not None:
+        fraction += 1
+        random_bits = random_bits & ~(_CELL_MASK << _CELL_SHIFT) | cell << _CELL_SHIFT
     return _with_version((milliseconds & (2**48 - 1)) << 80 | fraction << 64 | random_bits)
+
+
+def cell_of(id_: uuid.UUID) -> int | None:
+    """Return the number of the cell whose id this is, or was derived from; None if it has none.
+
+    An id derived from one without a cell may have a number by chance.
+    """
+    fraction = id_.int >> 64 & 0xFFF
+    if fraction == _fraction(-(-fraction * 1000 // 4096)):
+        return None
+    return id_.int >> _CELL_SHIFT & _CELL_MASK
+
+
+def _fraction(microseconds: int) -> int:
+    """Return microseconds as a 12-bit fraction of a millisecond."""
+    return microseconds * 4096 // 1000
 
 
 def derived_file_id(batch: BatchId, role: str) -> FileId:
@@ -160,7 +195,10 @@ def _parse(text: str, prefix: str) -> uuid.UUID | None:
 
 def _derived(source: uuid.UUID, role: str) -> uuid.UUID:
     digest = hashlib.sha256(source.bytes + role.encode()).digest()
-    return _with_version((source.int >> 80) << 80 | int.from_bytes(digest[:10], "big"))
+    kept = ~((1 << 80) - 1)
+    if cell_of(source) is not None:
+        kept |= 0xFFF << 64 | _CELL_MASK << _CELL_SHIFT
+    return _with_version(source.int & kept | int.from_bytes(digest[:10], "big") & ~kept)
 
 
 def _with_version(value: int) -> uuid.UUID:

@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowtide.core.ids import (
+    LAST_CELL,
     BatchId,
     FileId,
     PartId,
     UploadId,
+    cell_of,
     derived_file_id,
+    derived_part_id,
     format_batch_id,
     format_file_id,
     format_part_id,
@@ -107,6 +110,36 @@ def test_uuid7_has_version_and_sorts_by_time() -> None:
     for id_ in (early, late):
         assert (id_.version, id_.variant) == (7, uuid.RFC_4122)
     assert early.int >> 80 == int(NOON.timestamp() * 1000)
+
+
+_MICROSECONDS = st.integers(0, 10**9).map(lambda count: NOON + timedelta(microseconds=count))
+
+
+@given(_MICROSECONDS, st.integers(1, LAST_CELL), st.binary(min_size=8, max_size=8))
+def test_ids_of_a_cell_name_it_and_sort_with_all_others(
+    at: datetime, cell: int, random: bytes
+) -> None:
+    ours = uuid7(at, lambda _: random, cell)
+    plain = uuid7(at, lambda _: random)
+    later = uuid7(at + timedelta(microseconds=1), lambda _: bytes(8))
+    assert (cell_of(ours), cell_of(plain)) == (cell, None)
+    assert (ours.version, ours.variant) == (7, uuid.RFC_4122)
+    assert max(ours, plain) < later
+
+
+@given(_MICROSECONDS, st.integers(1, LAST_CELL), st.binary(min_size=8, max_size=8))
+def test_derived_ids_keep_the_cell(at: datetime, cell: int, random: bytes) -> None:
+    batch = BatchId(uuid7(at, lambda _: random, cell))
+    output, error = (derived_file_id(batch, role) for role in ("output", "error"))
+    part = derived_part_id(UploadId(batch), 1)
+    assert {cell_of(id_) for id_ in (output, error, part)} == {cell}
+    assert len({batch, output, error, part}) == 4
+
+
+def test_ids_without_a_cell_are_derived_as_ever() -> None:
+    """A finalization that an upgrade interrupts finds its pieces again."""
+    batch = BatchId(uuid7(NOON, lambda _: bytes(8)))
+    assert derived_file_id(batch, "output").hex == "019b796dd6007fbbbbb81c9688bdf197"
 
 
 @given(st.uuids(), st.sampled_from(["output", "error"]))
