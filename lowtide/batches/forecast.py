@@ -131,16 +131,16 @@ class Forecaster:
             return replace(batch, data_ends_at=end)
         if batch.status is not BatchStatus.IN_PROGRESS:
             return batch
-        forecast = self._workloads().forecast(batch, self._capacities)
+        forecast = self.workloads().forecast(batch, self._capacities)
         return replace(batch, eta=None if forecast is None else forecast.likely)
 
     def measured_rate(self, fleet: str, model: str | None) -> float | None:
         """Return a replica's measured requests per second for a model; None if unmeasured."""
-        workload = self._workloads().of(fleet)
+        workload = self.workloads().of(fleet)
         rates = (workload.measured_rate(pool, model) for pool in Pool)
         return next((rate for rate in rates if rate is not None), None)
 
-    def _workloads(self) -> Workloads:
+    def workloads(self) -> Workloads:
         """Return the open work of all tenants, at most 2 seconds old."""
         now = self._timer()
         if self._cache is None or now - self._cache[0] > _MAX_AGE_SECONDS:

@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import text
 
 from lowtide.batches.admission import admit_batch
+from lowtide.batches.ledger_keeper import NO_LEDGER
 from lowtide.batches.metrics import requests_ended
 from lowtide.batches.model import (
     DROPPED_AS,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult, Engine
 
     from lowtide.batches.admission import AdmissionPolicy
+    from lowtide.batches.ledger_keeper import LedgerKeeper
     from lowtide.events.model import Event
     from lowtide.files.model import StoredFile
     from lowtide.fleets.placement import BatchPart
@@ -108,8 +110,9 @@ RETURNING traceparent, tracestate
 class BatchStore:
     """The records of batches."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, ledger: LedgerKeeper = NO_LEDGER) -> None:
         self._engine = engine
+        self._ledger = ledger
 
     def create(
         self, batch: NewBatch, event: Event, policy: AdmissionPolicy | None = None
@@ -127,7 +130,9 @@ class BatchStore:
                 if batch.actor is not None:
                     name = format_batch_id(batch.id)
                     note(connection, batch.tenant, batch.actor, "batches.create", [name])
-                return _load(connection, batch.id), True
+                created = _load(connection, batch.id)
+                self._ledger.record(connection, [batch.id])
+                return created, True
             existing = _find_by_key(connection, batch.tenant, batch.idempotency_key).one()
             check_key_digest(existing.idempotency_digest, batch.idempotency_digest)
             return batch_of(existing), False
@@ -187,6 +192,7 @@ class BatchStore:
                 row = connection.execute(_DRAINED, {"id": batch}).one()
                 add_event(connection, replace(event, trace=trace_of(row)))
             cancelled = _load(connection, batch)
+            self._ledger.record_change(connection, batch)
         requests_ended(RequestStatus.CANCELLED, dropped)
         return cancelled, drained
 
@@ -238,6 +244,17 @@ def insert_batch(
     Raises the errors of `admit_batch` if there is no room for its requests.
     """
     risk = admit_batch(connection, batch, size, policy)
+    return add_batch(connection, batch, input_key, size, risk)
+
+
+def add_batch(
+    connection: Connection,
+    batch: NewBatch,
+    input_key: str,
+    size: BatchSize,
+    risk: Reason | None = None,
+) -> bool:
+    """Record a batch that was admitted before; return False if its idempotency key is taken."""
     parameters = _parameters(batch, input_key) | {"risk": risk, "tokens": size.tokens}
     if connection.execute(_CREATE, parameters).rowcount != 1:
         return False

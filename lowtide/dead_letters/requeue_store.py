@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
+from lowtide.batches.ledger_keeper import NO_LEDGER
 from lowtide.batches.request_store import WITH_DATA
 from lowtide.batches.store import insert_batch, size_of
 from lowtide.core.ids import BatchId, format_batch_id
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from lowtide.batches.admission import AdmissionPolicy
+    from lowtide.batches.ledger_keeper import LedgerKeeper
     from lowtide.batches.model import NewBatch
     from lowtide.core.ids import TenantId
     from lowtide.events.model import Event
@@ -92,8 +94,9 @@ _BLOCK_LINES = 5000
 class RequeueStore:
     """Select, requeue and discard dead letters."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, ledger: LedgerKeeper = NO_LEDGER) -> None:
         self._engine = engine
+        self._ledger = ledger
 
     def named(self, tenant: TenantId, letters: Sequence[LetterId]) -> Selection:
         """Select letters by id; raises NotFound for an unknown one."""
@@ -178,6 +181,7 @@ class RequeueStore:
                 note(connection, tenant, actor, "dead_letters.requeue", [subject])
             for event in events:
                 add_event(connection, event)
+            self._ledger.record(connection, [batch.id for batch, _, _ in moves])
         return True
 
     def discard(self, tenant: TenantId, letters: Sequence[LetterLocation], *, actor: str) -> int:

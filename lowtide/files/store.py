@@ -18,7 +18,7 @@ from lowtide.objects.names import data_key_of
 from lowtide.tenants.audit import note
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import Connection, Engine
 
@@ -128,8 +128,15 @@ def file_not_found(file: FileId) -> NotFound:
 class FileStore:
     """The records of files."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        before_deletion: Callable[[Connection, FileId], None] = lambda _connection, _file: None,
+    ) -> None:
+        """`before_deletion` is the last step of a transaction that deletes a file."""
         self._engine = engine
+        self._before_deletion = before_deletion
 
     def is_sealed(self, tenant: TenantId) -> bool:
         """Return whether every upload of the tenant has zero retention."""
@@ -207,6 +214,8 @@ class FileStore:
             destroy_unused_keys(connection, [data_key_of(row.object_key)])
             if actor is not None:
                 note(connection, tenant, actor, "files.delete", [format_file_id(file)])
+            if is_read:
+                self._before_deletion(connection, file)
         return [] if is_read else keys
 
     def removed(self, tenant: TenantId, *keys: str) -> None:

@@ -6,19 +6,21 @@ import glob
 import os
 from bisect import bisect_right
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, S3Store, from_url
 
 from lowtide.core.errors import NotFound, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from datetime import datetime
     from types import TracebackType
     from typing import Self
 
@@ -69,6 +71,14 @@ class ObjectStore(Protocol):
     def check(self) -> None:
         """Raise Unavailable if the store does not respond."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object of a list, and when it was written by the clock of the store."""
+
+    key: str
+    at: datetime
 
 
 CHUNK: Final = 1024 * 1024
@@ -214,6 +224,46 @@ class ObstoreObjects:
             if is_missing or "NoSuchBucket" in str(error.__cause__):
                 raise _unavailable(error) from error
             raise
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write a small object, in place of an older one."""
+        with store_errors():
+            obstore.put(self._store, key, data, use_multipart=False)
+            self._synced(key)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write a small object unless it exists, atomically; return False if it does.
+
+        After a lost answer it may exist because of this very call.
+        """
+        with store_errors():
+            try:
+                obstore.put(self._store, key, data, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                return False
+            self._synced(key)
+        return True
+
+    def read(self, key: str) -> bytes | None:
+        """Return a small object; None if there is none."""
+        try:
+            with self._reading(key):
+                return bytes(obstore.get(self._store, key).bytes())
+        except NotFound:
+            return None
+
+    def objects_in(self, prefix: str) -> Iterator[ListedObject]:
+        """Yield the objects in the folder `prefix`, sorted by key where the store does that."""
+        with store_errors():
+            for page in obstore.list(self._store, prefix=prefix):
+                for each in page:
+                    yield ListedObject(each["path"], each["last_modified"])
+
+    def _synced(self, key: str) -> None:
+        if self._folder is not None:
+            # Another process may have deleted it already.
+            with suppress(FileNotFoundError):
+                _sync(self._folder, key)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; unknown keys are ignored."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from sqlalchemy import text
 
+from lowtide.batches.ledger_keeper import NO_LEDGER
 from lowtide.batches.model import BatchStatus
 from lowtide.batches.request_store import IS_LONG, SHORT_BODY, body_in_pieces
 from lowtide.batches.results import FinishedLine
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from lowtide.batches.ledger_keeper import LedgerKeeper
     from lowtide.core.ids import BatchId
     from lowtide.events.model import Event
     from lowtide.files.model import StoredFile
@@ -178,8 +180,11 @@ ENDS_AS = {BatchStatus(before): status for status, (before, _) in _ENDING.items(
 class FinalStore:
     """Drained batches."""
 
-    def __init__(self, engine: Engine, *, data_kept: float) -> None:
+    def __init__(
+        self, engine: Engine, *, data_kept: float, ledger: LedgerKeeper = NO_LEDGER
+    ) -> None:
         self._engine = engine
+        self._ledger = ledger
         self._data_kept = data_kept
 
     def job(self, batch: BatchId, segment: int | None = None) -> FinalJob | None:
@@ -295,6 +300,8 @@ class FinalStore:
     ) -> bool:
         """Record the files and the final status; return False if the batch has moved on.
 
+        So it has if another cell ends it.
+
         `keys` are those of the objects that the files own from now on.
         """
         with begin(self._engine) as connection:
@@ -318,7 +325,11 @@ class FinalStore:
             parameters = {"batch": job.batch, "seconds": BODIES_KEPT_SECONDS}
             connection.execute(_DROP_BODIES, parameters)
             add_event(connection, event)
-            return True
+            if not self._ledger.may_end(job.batch):
+                connection.rollback()
+                return False
+        self._ledger.ended(job.batch)
+        return True
 
 
 def _segment(row: Any) -> FinalSegment:

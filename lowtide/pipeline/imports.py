@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import text
 
 from lowtide.batches.admission import admit_requests
+from lowtide.batches.ledger_keeper import NO_LEDGER
 from lowtide.buckets.model import Access, parse_object_url, require_access
 from lowtide.core.errors import LowtideError, PayloadTooLarge, Unavailable
 from lowtide.core.ids import FileId, TenantId, format_batch_id, format_file_id
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from lowtide.batches.admission import AdmissionPolicy
+    from lowtide.batches.ledger_keeper import LedgerKeeper
     from lowtide.buckets.model import BucketUrl
     from lowtide.buckets.remote import RemoteBuckets
     from lowtide.buckets.store import BucketStore
@@ -94,8 +96,16 @@ WHERE id = :batch AND {_WAITING}
 class ImportStore:
     """Batches that wait for their input."""
 
-    def __init__(self, engine: Engine, fleets: Fleets, policy: AdmissionPolicy) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        fleets: Fleets,
+        policy: AdmissionPolicy,
+        *,
+        ledger: LedgerKeeper = NO_LEDGER,
+    ) -> None:
         self._engine = engine
+        self._ledger = ledger
         self._fleets = fleets
         self._policy = policy
 
@@ -160,10 +170,15 @@ class ImportStore:
                 own_key(connection, data_key, job.file)
 
     def fail(self, batch: BatchId, problem: Problem) -> None:
-        """Fail a batch whose input cannot be imported."""
+        """Fail a batch whose input cannot be imported, unless another cell ends it."""
         errors = msgspec.json.encode([asdict(problem)]).decode()
         with begin(self._engine) as connection:
-            connection.execute(_FAIL, {"batch": batch, "errors": errors})
+            if connection.execute(_FAIL, {"batch": batch, "errors": errors}).rowcount != 1:
+                return
+            if not self._ledger.may_end(batch):
+                connection.rollback()
+                return
+        self._ledger.ended(batch)
 
 
 class Importer:

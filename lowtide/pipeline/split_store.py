@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from sqlalchemy import text
 
+from lowtide.batches.ledger_keeper import NO_LEDGER
 from lowtide.batches.store import add_parts
 from lowtide.core.ids import FileId, TenantId
 from lowtide.core.runs import RUN_LINES
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
+    from lowtide.batches.ledger_keeper import LedgerKeeper
     from lowtide.core.ids import BatchId
     from lowtide.core.pools import Prices
     from lowtide.events.model import Event
@@ -374,8 +376,11 @@ def segments_in(cut: Sequence[FileSegment]) -> Sequence[Segment]:
 class SplitStore:
     """Transactions of splits, one at a time per segment."""
 
-    def __init__(self, engine: Engine, *, new_id: Callable[[], UUID]) -> None:
+    def __init__(
+        self, engine: Engine, *, new_id: Callable[[], UUID], ledger: LedgerKeeper = NO_LEDGER
+    ) -> None:
         self._engine = engine
+        self._ledger = ledger
         self._new_id = new_id
 
     def job(self, batch: BatchId, max_lines: int) -> SplitJob | None:
@@ -435,10 +440,15 @@ class SplitStore:
                 )
 
     def reject(self, batch: BatchId, problems: Sequence[Problem]) -> None:
-        """Fail a batch because of problems in its file."""
+        """Fail a batch because of problems in its file, unless another cell ends it."""
         errors = msgspec.json.encode([asdict(problem) for problem in problems]).decode()
         with begin(self._engine) as connection:
-            connection.execute(_REJECT, {"batch": batch, "errors": errors})
+            if connection.execute(_REJECT, {"batch": batch, "errors": errors}).rowcount != 1:
+                return
+            if not self._ledger.may_end(batch):
+                connection.rollback()
+                return
+        self._ledger.ended(batch)
 
     def keep_alive(self, batch: BatchId) -> bool:
         """Record that a batch's file is being validated; return False if the batch is ending."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
+from lowtide.batches.ledger_keeper import NO_LEDGER
 from lowtide.batches.model import BatchStatus, data_ended
 from lowtide.batches.store import insert_batch, size_of
 from lowtide.core.errors import NotFound
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from lowtide.batches.admission import AdmissionPolicy
+    from lowtide.batches.ledger_keeper import LedgerKeeper
     from lowtide.batches.model import NewBatch
     from lowtide.core.ids import BatchId, TenantId
     from lowtide.events.model import Event
@@ -120,8 +122,9 @@ _LIMIT: Final = 1000
 class RerunStore:
     """Read the failed requests of a batch, and record reruns."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, ledger: LedgerKeeper = NO_LEDGER) -> None:
         self._engine = engine
+        self._ledger = ledger
 
     def count(self, tenant: TenantId, batch: BatchId) -> FailedRequests:
         """Count the failed requests of a batch; raises NotFound."""
@@ -218,4 +221,5 @@ class RerunStore:
             )
             note(connection, batch.tenant, actor, "batches.rerun", [subject])
             add_event(connection, event)
+            self._ledger.record(connection, [batch.id])
         return True

@@ -121,7 +121,9 @@ class Scheduler:
         publishers: Sequence[Publisher],
         rules: TickRules,
         mirror: Callable[[], None],
+        check_ledger: Callable[[], None] = lambda: None,
     ) -> None:
+        self._check_ledger = check_ledger
         self._mirror = mirror
         self._is_mirrored = False
         self._sweeps = sweeps
@@ -139,6 +141,9 @@ class Scheduler:
     def tick(self) -> TickReport:
         """Run one tick. Idempotent; concurrent ticks do no harm."""
         self._mirror_fleets()
+        # Before any work on batches that have moved to another cell.
+        with _failure_logged_as("ledger.not_checked"):
+            self._check_ledger()
         # First, since events of requests need the partitions of their batches.
         with _failure_logged_as("partitions.not_made"):
             self._retention.make_partitions()

@@ -10,11 +10,14 @@ import pytest
 from sqlalchemy import text
 
 from lowtide.tenants.callers import Authenticator
+from lowtide.tenants.keys import new_key
 from tests.cli.conftest import Command
 from tests.conftest import PEPPER
 from tests.worlds import World
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import Database
 
 UNLIMITED = {
@@ -80,6 +83,21 @@ def test_list_prints_table_by_default() -> None:
         "retention": "none",
         "zero retention": "off",
     }
+
+
+def test_key_of_another_cell_opens_this_one_too(database: Database, tmp_path: Path) -> None:
+    _run("tenants", "create", "acme")
+    file = tmp_path / "key"
+    file.write_text(new_key() + "\n")
+    key = _run("keys", "create", "acme", "--key-file", str(file)).stdout.strip()
+    assert key == file.read_text().strip()
+    authenticator = Authenticator(database.engine("api"), pepper=PEPPER, anonymous=None)
+    assert authenticator.caller(f"Bearer {key}").name == "default"
+    file.write_text("lt_guessed")
+    refused = _run(
+        "keys", "create", "acme", "--name", "other", "--key-file", str(file), exit_code=1
+    )
+    assert "no key of Lowtide's" in refused.output
 
 
 def test_created_key_authenticates_and_can_be_revoked(database: Database) -> None:

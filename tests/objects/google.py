@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _COPY = "x-goog-copy-source"
+_GENERATION = "x-goog-if-generation-match"
 _PASSED_ON = ("range", "if-match", "content-type", "content-md5")
 _RETURNED = ("etag", "last-modified", "content-type", "content-range", "content-length")
 
@@ -60,6 +61,8 @@ class _Front(BaseHTTPRequestHandler):
         headers = {name: self.headers[name] for name in _PASSED_ON if name in self.headers}
         if _COPY in self.headers:
             headers["x-amz-copy-source"] = self.headers[_COPY]
+        if self.headers.get(_GENERATION) == "0":
+            headers["If-None-Match"] = "*"
         backend = http.client.HTTPConnection(self.backend, timeout=60)
         try:
             # A signature would be verified as one of S3.

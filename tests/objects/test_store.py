@@ -311,3 +311,17 @@ def test_invalid_url_is_rejected(url: str) -> None:
 def test_folder_name_may_contain_space(tmp_path: Path) -> None:
     put(ObstoreObjects((tmp_path / "a b#c").as_uri()), b"x")
     assert (tmp_path / "a b#c" / KEY).read_bytes() == b"x"
+
+
+def test_small_object_is_created_once_replaced_read_and_listed(objects: ObstoreObjects) -> None:
+    assert objects.read("small/a") is None
+    assert objects.create("small/a", b"first")
+    assert not objects.create("small/a", b"second")
+    assert objects.read("small/a") == b"first"
+    objects.put("small/a", b"third")
+    objects.put("small/b", b"")
+    objects.put("smaller", b"")
+    assert objects.read("small/a") == b"third"
+    assert sorted(each.key for each in objects.objects_in("small")) == ["small/a", "small/b"]
+    objects.delete(["small/a"])
+    assert objects.create("small/a", b"again")
