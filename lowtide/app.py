@@ -26,12 +26,17 @@ from lowtide.telemetry.health import Readiness
 from lowtide.telemetry.tracing import UNTRACED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flask import Flask
     from sqlalchemy import Engine
 
+    from lowtide.batches.ledger import Ledger
+    from lowtide.batches.ledger_keeper import LedgerKeeper
     from lowtide.batches.sealed_answers import Answers
     from lowtide.buckets.remote import RemoteBuckets
     from lowtide.buckets.service import Buckets
+    from lowtide.cells.evacuation import Evacuation
     from lowtide.core.pools import Pool
     from lowtide.events.model import EventSink
     from lowtide.identity.model import Issuers
@@ -146,10 +151,30 @@ class App:
         from lowtide.objects.sealed import SealedObjects
         from lowtide.objects.store import ObstoreObjects
 
+        return JoinedObjects(SealedObjects(ObstoreObjects(self._bucket()), self.data_keys.get))
+
+    def _bucket(self) -> str:
         url = self.settings.object_store_url
         if not url:
             raise ValueError("LOWTIDE_OBJECT_STORE_URL is not set: see docs/settings.md.")
-        return JoinedObjects(SealedObjects(ObstoreObjects(url), self.data_keys.get))
+        return url
+
+    @cached_property
+    def ledger(self) -> Ledger | None:
+        """The ledger of this cell in its bucket; None without a number."""
+        if self.settings.cell is None:
+            return None
+        from lowtide.batches.ledger import Ledger
+        from lowtide.objects.store import ObstoreObjects
+
+        return Ledger(ObstoreObjects(self._bucket()), self.settings.cell)
+
+    @cached_property
+    def ledger_keeper(self) -> LedgerKeeper:
+        """The writer of the ledger, for transactions that change batches."""
+        from lowtide.batches.ledger_keeper import LedgerKeeper
+
+        return LedgerKeeper(self.ledger)
 
     @cached_property
     def data_keys(self) -> DataKeys:
@@ -205,7 +230,7 @@ class App:
         from lowtide.pipeline.split_store import SplitStore
 
         return Splitter(
-            SplitStore(self.database, new_id=new_id),
+            SplitStore(self.database, new_id=new_id, ledger=self.ledger_keeper),
             self.objects,
             line_limits(self.settings),
             fleets(self.settings),
@@ -223,7 +248,12 @@ class App:
         from lowtide.pipeline.imports import Importer, ImportStore
 
         return Importer(
-            ImportStore(self.database, fleets(self.settings), self.services.admission),
+            ImportStore(
+                self.database,
+                fleets(self.settings),
+                self.services.admission,
+                ledger=self.ledger_keeper,
+            ),
             BucketStore(self.database),
             self._remote_buckets(),
             self.services.files,
@@ -258,7 +288,9 @@ class App:
         from lowtide.pipeline.finalize import Finalizer
 
         return Finalizer(
-            FinalStore(self.database, data_kept=self.settings.batch_retention),
+            FinalStore(
+                self.database, data_kept=self.settings.batch_retention, ledger=self.ledger_keeper
+            ),
             self.objects,
             self.publisher,
             new_id=new_id,
@@ -310,7 +342,18 @@ class App:
             (self.publisher, Publisher(self._sink, AuditOutbox(self.database), tracer=self.tracer)),
             rules,
             lambda: FleetStore(self.database).mirror(fleets(settings)),
+            self._ledger_check(),
         )
+
+    def _ledger_check(self) -> Callable[[], None]:
+        """Return the part of a tick that a cell with a number has."""
+        if self.ledger is None:
+            return lambda: None
+        from lowtide.retention.store import RetentionStore
+        from lowtide.scheduler.ledger_check import LedgerCheck, LedgerStore
+
+        store = LedgerStore(self.database, RetentionStore(self.database), self.ledger_keeper)
+        return LedgerCheck(self.ledger, store, timer=time.monotonic, clock=now).run
 
     @cached_property
     def snapshots(self) -> SnapshotStore:
@@ -393,6 +436,48 @@ class App:
         own_url = self.settings.object_store_url
         return Buckets(BucketStore(self.database), own_url=own_url, actor=actor)
 
+    def evacuation(
+        self, number: int, name: str, bucket: str, *, actor: str, may_have: Callable[[str], bool]
+    ) -> Evacuation:
+        """Return the evacuation of the cell `number` from its bucket into this one.
+
+        `may_have` tells whether the data of a tenant may be in this cell. Raises ValueError if this
+        cell has no number, or for a bucket that cannot be opened.
+        """
+        from lowtide.batches.ledger import Ledger
+        from lowtide.batches.store import BatchStore
+        from lowtide.buckets.store import BucketStore
+        from lowtide.cells.evacuation import Evacuation, Source
+        from lowtide.cells.evacuation_store import EvacuationStore
+        from lowtide.files.store import FileStore
+        from lowtide.objects.joined import JoinedObjects
+        from lowtide.objects.store import ObstoreObjects
+        from lowtide.tenants.store import TenantStore
+
+        if self.ledger is None:
+            raise ValueError("LOWTIDE_CELL is not set: this installation is no cell.")
+        objects = ObstoreObjects(bucket)
+        store = EvacuationStore(
+            self.database,
+            BatchStore(self.database, ledger=self.ledger_keeper),
+            TenantStore(self.database, pepper=self.settings.api_key_pepper.get_secret_value()),
+            self.ledger_keeper,
+            limits=self.tenancy(actor).defaults,
+            actor=actor,
+            new_id=new_id,
+        )
+        return Evacuation(
+            Source(number, name, Ledger(objects, self.ledger.cell), JoinedObjects(objects)),
+            self.ledger,
+            store,
+            FileStore(self.database),
+            BucketStore(self.database),
+            self.objects,
+            fleets(self.settings),
+            self.settings.currency,
+            may_have=may_have,
+        )
+
     @cached_property
     def pools(self) -> Pools:
         """The service that pauses and resumes pools."""
@@ -468,6 +553,7 @@ class App:
             lambda: self.data_keys,
             self.publisher,
             self.tracer,
+            lambda: self.ledger_keeper,
         )
 
     def _connect_tenants(self) -> Engine | None:

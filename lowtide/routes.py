@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import lru_cache
+from hmac import compare_digest
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from flask import Response
+from flask import Response, request
 
 from lowtide.batches import api as batches_api
 from lowtide.batches.model import BatchStatus
-from lowtide.core.errors import NotFound
+from lowtide.cells.model import HEARTBEAT_PATH, TENANT_PATH
+from lowtide.core.errors import NotFound, Unauthenticated
 from lowtide.core.scopes import Scope
 from lowtide.dead_letters import api as dead_letters_api
 from lowtide.explain import api as explain_api
@@ -108,6 +110,32 @@ def _models(call: Call) -> list[types.Model]:
         )
         for model in call.services.models.known(call.tenant, call.services.fleets)
     ]
+
+
+def heartbeat(app: App) -> Response:
+    """`GET /v1/cell`: the quotes of this cell, for its front; raises NotFound, Unauthenticated."""
+    token = app.settings.cells_token.get_secret_value()
+    if app.settings.cell is None or not token:
+        raise _no_cell()
+    given = request.headers.get("Authorization", "")
+    if not compare_digest(given.encode(), f"Bearer {token}".encode()):
+        raise Unauthenticated("Send the LOWTIDE_CELLS_TOKEN of this cell.")
+    return json_response(app.services.quotes(app.settings.cell).report())
+
+
+def _no_cell() -> NotFound:
+    return NotFound("This installation is no cell.", code="unknown_url")
+
+
+def tenant_of_caller(app: App) -> Response:
+    """`GET /v1/cell/tenant`: the tenant of a key or a token, whatever its scopes, for a front.
+
+    Raises NotFound, Unauthenticated or Unavailable.
+    """
+    if app.settings.cell is None:
+        raise _no_cell()
+    caller = app.callers.caller(request.headers.get("Authorization"), counts=False)
+    return json_response({"tenant": app.services.usage.name(caller.tenant)})
 
 
 _PAGE = """<!doctype html>
@@ -471,6 +499,8 @@ READ = (
         ),
         scope=Scope.BATCHES_READ,
     ),
+    Route("GET", HEARTBEAT_PATH, heartbeat, scope=None),
+    Route("GET", TENANT_PATH, tenant_of_caller, scope=None),
     Route("GET", "/health/live", live, scope=None),
     Route("GET", "/health/ready", ready, scope=None),
     Route("GET", "/openapi.json", openapi_document, scope=None),

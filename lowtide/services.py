@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lowtide.core.errors import InvalidRequest
-from lowtide.core.ids import new_id, now
+from lowtide.core.ids import ids_of_cell, now
 from lowtide.core.pools import Pool
 from lowtide.settings import Admission
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lowtide.batches.admission import AdmissionPolicy
     from lowtide.batches.browsing import BatchBrowser, BatchCancellation, BatchLists
     from lowtide.batches.forecast import Forecaster
+    from lowtide.batches.ledger_keeper import LedgerKeeper
     from lowtide.batches.sealed_answers import Answers
     from lowtide.batches.service import Batches, Requests
     from lowtide.batches.workload import FleetCapacity
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from lowtide.reruns.service import Reruns
     from lowtide.search.service import Search
     from lowtide.settings import Settings
+    from lowtide.status.quotes import Quotes
     from lowtide.telemetry.tracing import Tracer
     from lowtide.tenants.usage import UsageStore
     from lowtide.uploads.service import Uploads
@@ -121,8 +123,8 @@ def prices(settings: Settings, fleet: Fleet) -> Prices:
 class Services:
     """All services, built on first use, so that a function imports only what it needs.
 
-    With connections of the tenant role, row-level security limits them to one tenant. `objects`
-    and `data_keys` are called only by services that need them.
+    With connections of the tenant role, row-level security limits them to one tenant. `objects`,
+    `data_keys` and `ledger` are called only by services that need them.
     """
 
     def __init__(
@@ -133,13 +135,16 @@ class Services:
         data_keys: Callable[[], DataKeys],
         publisher: Publisher,
         tracer: Tracer,
+        ledger: Callable[[], LedgerKeeper],
     ) -> None:
         self._settings = settings
+        self._ledger = ledger
         self._database = database
         self._objects = objects
         self._data_keys = data_keys
         self._publisher = publisher
         self._tracer = tracer
+        self._new_id = ids_of_cell(settings.cell)
 
     @cached_property
     def files(self) -> Files:
@@ -158,10 +163,10 @@ class Services:
             self._warn_of_models,
         )
         return Files(
-            FileStore(self._database),
+            FileStore(self._database, before_deletion=self._ledger().record_deletion),
             self._objects(),
             limits,
-            new_id=new_id,
+            new_id=self._new_id,
             clock=now,
             new_key=self._new_key,
             tracer=self._tracer,
@@ -213,7 +218,7 @@ class Services:
             self._presigner,
             file_expiry=self._settings.file_expiry,
             max_lines=self._settings.max_batch_lines,
-            new_id=new_id,
+            new_id=self._new_id,
             clock=now,
         )
         return Uploads(
@@ -222,7 +227,7 @@ class Services:
             self.files,
             self._objects(),
             presigned,
-            new_id=new_id,
+            new_id=self._new_id,
             clock=now,
             new_key=self._new_key,
         )
@@ -245,13 +250,13 @@ class Services:
             self.admission,
         )
         return Batches(
-            BatchStore(self._database),
+            BatchStore(self._database, ledger=self._ledger()),
             FileStore(self._database),
             BucketStore(self._database),
             self._publisher,
             self.forecaster,
             rules,
-            new_id=new_id,
+            new_id=self._new_id,
             clock=now,
             new_key=self._new_key,
             tracer=self._tracer,
@@ -326,9 +331,9 @@ class Services:
 
         return BatchCancellation(
             BatchListStore(self._database),
-            BatchStore(self._database),
+            BatchStore(self._database, ledger=self._ledger()),
             self._publisher,
-            new_id=new_id,
+            new_id=self._new_id,
         )
 
     @cached_property
@@ -355,7 +360,7 @@ class Services:
 
         return Requeuer(
             DeadLetterStore(self._database),
-            RequeueStore(self._database),
+            RequeueStore(self._database, ledger=self._ledger()),
             self._copies,
             self._publisher,
             max_letters=self._max_letters,
@@ -371,7 +376,7 @@ class Services:
         from lowtide.reruns.store import RerunStore
 
         return Reruns(
-            RerunStore(self._database),
+            RerunStore(self._database, ledger=self._ledger()),
             DeadLetterStore(self._database),
             BatchStore(self._database),
             FileStore(self._database),
@@ -402,6 +407,19 @@ class Services:
 
         return UsageStore(self._database)
 
+    def quotes(self, cell: int) -> Quotes:
+        """Return the quotes of this installation's fleets, as those of a cell."""
+        from lowtide.status.quotes import InterruptionStore, Quotes
+
+        return Quotes(
+            cell,
+            self.forecaster,
+            InterruptionStore(self._database),
+            self.fleets,
+            capacities(self._settings),
+            self._settings.currency,
+        )
+
     @property
     def _max_letters(self) -> int:
         """The max number of letters of one requeue: they must fit into one new batch."""
@@ -427,7 +445,7 @@ class Services:
             FileStore(self._database),
             self._objects(),
             rules,
-            new_id=new_id,
+            new_id=self._new_id,
             clock=now,
             new_key=self._new_key,
             tracer=self._tracer,

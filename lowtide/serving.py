@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import functions_framework
 
@@ -22,6 +22,9 @@ from lowtide.status.last_seen import TICK, Component
 from lowtide.telemetry import health
 from lowtide.telemetry.logs import configure
 from lowtide.worker.loop import DRAIN_SECONDS
+
+if TYPE_CHECKING:
+    from lowtide.status.last_seen import Observations
 
 bind = f"{os.environ.get('HOST', '0.0.0.0')}:{os.environ.get('PORT', '8080')}"  # noqa: S104
 workers = 1
@@ -60,6 +63,7 @@ def post_fork(_server: Any, _worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Start health, metrics and the pull loop in the process that serves the function."""
+    # An App, or a FrontApp, which is served alike.
     app = worker.lowtide = App.of_server(worker.wsgi)
     _protect(worker)
     health.serve(app.settings.health_port, is_ready=app.check)
@@ -97,7 +101,9 @@ def post_request(worker: Any, request: Any, environ: dict[str, Any], response: A
         return
     status = response.status_code or 500
     problem = f"HTTP {status}" if status >= 500 else None
-    observations = worker.lowtide.observations
+    observations: Observations | None = worker.lowtide.observations
+    if observations is None:
+        return
     observations.note(Component.FUNCTION, _FUNCTION, problem)
     type_ = environ.get("HTTP_CE_TYPE", "")
     if _TAKES_EVENTS and type_ in _EVENT_TYPES:

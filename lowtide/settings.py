@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lowtide.core.durations import parse_seconds
 from lowtide.core.fault_plans import parse_faults
+from lowtide.core.ids import LAST_CELL
 from lowtide.core.pools import SPOT_HOURS
 from lowtide.core.redaction import masked
 from lowtide.core.scopes import Role
@@ -253,6 +254,22 @@ class Settings(BaseSettings):
         "waits for it: Knative's default broker responds only after the subscriber has.",
     )
 
+    cell: int | None = Field(
+        default=None,
+        ge=1,
+        le=LAST_CELL,
+        description="Number of this installation among the cells behind a front, which the ids of its files, "
+        "uploads and batches carry. Unset: it stands alone.",
+    )
+    cells: str = Field(
+        default="",
+        description="Path of `cells.yaml`, for the front and the portal: see docs/cells.md.",
+    )
+    cells_token: SecretStr = Field(
+        default=SecretStr(""),
+        description="Secret that all cells and their front share, for heartbeats alone. Unset: a cell "
+        "answers none.",
+    )
     max_file_bytes: int = Field(
         default=200_000_000, gt=0, le=80_000_000_000, description="Max upload size, in bytes."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -229,6 +229,9 @@ def list_keys(tenant: Name, data_dir: DataDir = None, as_json: Json = False) -> 
     )
 
 
+_LONGEST_KEY: Final = 1_000
+
+
 @keys.command("create")
 def create_key(
     tenant: Name,
@@ -240,6 +243,13 @@ def create_key(
     expires_in: Annotated[
         str | None, typer.Option(help="When the key ends, such as 12h or 90d. Without it: never.")
     ] = None,
+    key_file: Annotated[
+        typer.FileText | None,
+        typer.Option(
+            help="File with a key that `keys create` printed in another cell, - for standard input: it "
+            "opens both."
+        ),
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -248,7 +258,8 @@ def create_key(
 
     with _tenancy(data_dir) as tenancy:
         terms = KeyTerms.parse(scope or (), expires_in)
-        key = tenancy.create_key(tenant, name, terms)
+        given = None if key_file is None else key_file.read(_LONGEST_KEY).strip()
+        key = tenancy.create_key(tenant, name, terms, key=given)
     if as_json:
         print_json({"tenant": tenant, "name": name, "key": key, "scopes": terms.scopes})
     else:

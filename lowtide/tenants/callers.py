@@ -20,6 +20,8 @@ from lowtide.tenants.sign_in import clean_name
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from sqlalchemy import TextClause
+
     from lowtide.identity.model import Identity
     from lowtide.identity.tokens import TokenVerifier
 
@@ -85,16 +87,19 @@ class Authenticator:
         self._previous_pepper = previous_pepper
         self._anonymous = anonymous
 
-    def caller(self, authorization: str | None) -> Caller:
-        """Return the caller with this Authorization header; raises Unauthenticated or Unavailable."""
+    def caller(self, authorization: str | None, *, counts: bool = True) -> Caller:
+        """Return the caller with this Authorization header; raises Unauthenticated or Unavailable.
+
+        Without `counts`, the tenant's limit does not notice.
+        """
         if authorization is None:
-            return self._without_key()
+            return self._without_key(counts=counts)
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise Unauthenticated("Send the API key as 'Authorization: Bearer lt_…'.")
         if self._tokens is not None and key.count(".") == _DOTS_OF_A_TOKEN:
-            return self._with_token(self._tokens.identity(key.strip()))
-        row = self._with_key(key.strip())
+            return self._with_token(self._tokens.identity(key.strip()), counts=counts)
+        row = self._with_key(key.strip(), counts=counts)
         if row is None:
             raise Unauthenticated("Incorrect API key: check it, or ask for a new one.")
         return Caller(
@@ -111,28 +116,33 @@ class Authenticator:
             rows = connection.execute(_IN_USE, {"ids": list(keys)}).scalars()
             return {KeyId(row) for row in rows}
 
-    def _with_key(self, key: str) -> Any:
+    def _with_key(self, key: str, *, counts: bool) -> Any:
         """Return the row of a key; None for an unknown one."""
         current = hash_key(key, self._pepper)
-        row = self._with_hash(current)
+        row = self._row(_AUTHENTICATE, {"hash": current}, counts=counts)
         if row is not None or not self._previous_pepper:
             return row
         old = hash_key(key, self._previous_pepper)
-        row = self._with_hash(old)
+        row = self._row(_AUTHENTICATE, {"hash": old}, counts=counts)
         if row is None:
             # Another request may just have moved it.
-            return self._with_hash(current)
+            return self._row(_AUTHENTICATE, {"hash": current}, counts=counts)
         # Processes of both steps of a rotation move a key to and fro while they run side by side. It
         # costs a short update a request, and each finds the key under either pepper.
         with begin(self._engine) as connection:
             connection.execute(_REHASH, {"old": old, "new": current})
         return row
 
-    def _with_hash(self, hashed: bytes) -> Any:
+    def _row(
+        self, statement: TextClause, parameters: dict[str, object], *, counts: bool = True
+    ) -> Any:
         with begin(self._engine) as connection:
-            return connection.execute(_AUTHENTICATE, {"hash": hashed}).one_or_none()
+            row = connection.execute(statement, parameters).one_or_none()
+            if not counts:
+                connection.rollback()
+            return row
 
-    def _with_token(self, identity: Identity) -> Caller:
+    def _with_token(self, identity: Identity, *, counts: bool) -> Caller:
         if identity.tenant is None:
             raise Unauthenticated(
                 "The token names no tenant, or several: ask the operator to map its claims.",
@@ -141,8 +151,7 @@ class Authenticator:
         row = None
         if re.fullmatch(NAME, identity.tenant):
             # It is named for the other callers without a key.
-            with begin(self._engine) as connection:
-                row = connection.execute(_ANONYMOUS, {"name": identity.tenant}).one_or_none()
+            row = self._row(_ANONYMOUS, {"name": identity.tenant}, counts=counts)
         if row is None:
             raise Unauthenticated(
                 f"The token's tenant {identity.tenant[:100]!r} does not exist: ask the operator to "
@@ -157,10 +166,9 @@ class Authenticator:
             issuer=identity.issuer,
         )
 
-    def _without_key(self) -> Caller:
+    def _without_key(self, *, counts: bool) -> Caller:
         if self._anonymous is not None:
-            with begin(self._engine) as connection:
-                row = connection.execute(_ANONYMOUS, {"name": self._anonymous}).one_or_none()
+            row = self._row(_ANONYMOUS, {"name": self._anonymous}, counts=counts)
             if row is not None:
                 return Caller(TenantId(row.tenant_id), "anonymous", _allowance(row))
         raise Unauthenticated("No API key: send it as 'Authorization: Bearer lt_…'.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,11 +31,23 @@ if TYPE_CHECKING:
 PREFIX = "lt_"
 _PREFIX_LENGTH = 9
 _MIN_LENGTH = 40
+_KEY: Final = re.compile(r"lt_[A-Za-z0-9_-]{43}")
 
 
 def new_key() -> str:
     """Return a new key with 256 random bits."""
     return PREFIX + secrets.token_urlsafe(32)
+
+
+def check_key(key: str) -> str:
+    """Return a key that `new_key` made; raises InvalidRequest for another text, which may be guessed."""
+    if not _KEY.fullmatch(key):
+        raise InvalidRequest(
+            f"This is no key of Lowtide's: {PREFIX} and 43 letters, digits, - or _, as "
+            "`lowtide keys create` prints them.",
+            param="key",
+        )
+    return key
 
 
 def prefix_of(key: str) -> str | None:

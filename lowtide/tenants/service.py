@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lowtide.core.durations import format_window
 from lowtide.core.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from lowtide.core.ids import TenantId
-from lowtide.tenants.keys import EVERYTHING, Rotation, parse_overlap
+from lowtide.tenants.keys import EVERYTHING, Rotation, check_key, parse_overlap
 from lowtide.tenants.model import Tenant, check_name, differences
 
 if TYPE_CHECKING:
@@ -123,9 +123,14 @@ class Tenancy:
         """Return a tenant's keys, oldest first; raises NotFound."""
         return self._registry.keys(tenant)
 
-    def create_key(self, tenant: str, name: str, terms: KeyTerms = EVERYTHING) -> str:
-        """Create a key and return it, as it is not stored; raises NotFound or Conflict."""
-        key = self._new_key()
+    def create_key(
+        self, tenant: str, name: str, terms: KeyTerms = EVERYTHING, *, key: str | None = None
+    ) -> str:
+        """Create a key and return it, as it is not stored; raises NotFound or Conflict.
+
+        A `key` of another cell opens both; raises InvalidRequest if it is none.
+        """
+        key = self._new_key() if key is None else check_key(key)
         self._registry.add_key(tenant, check_name(name, "key"), key, terms, self._actor)
         return key
 

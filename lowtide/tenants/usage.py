@@ -76,6 +76,7 @@ WHERE tenant_id = :tenant AND day >= date_trunc('month', now() AT TIME ZONE 'UTC
 GROUP BY currency
 """
 _MONTH = text(MONTH)
+_NAME = text("SELECT name FROM tenants WHERE id = :tenant")
 _PAUSED = text("SELECT fleet, pool, since FROM paused_pools ORDER BY since, fleet, pool")
 
 
@@ -84,6 +85,14 @@ class UsageStore:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+
+    def name(self, tenant: TenantId) -> str:
+        """Return a tenant's name; raises NotFound."""
+        with acting_for(self._engine, tenant) as connection:
+            name = connection.execute(_NAME, {"tenant": tenant}).scalar()
+        if name is None:
+            raise NotFound("Tenant not found.")
+        return str(name)
 
     def read(self, tenant: TenantId) -> TenantUsage:
         """Return a tenant's usage; raises NotFound."""

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path.parent for path in (ROOT / "functions").glob("*/func.yaml"))
 CONTAINERS = {
     document["metadata"]["name"]: document["spec"]["template"]["spec"]["containers"][0]
-    for document in rendered("knative/base")
+    for document in [*rendered("knative/base"), *rendered("knative/front")]
     if document["kind"] in {"Service", "Deployment"} and "template" in document["spec"]
 }
 

@@ -24,6 +24,8 @@ from tests.worlds import World, together
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy import TextClause
+
 DEFAULTS = TenantLimits(requests_per_minute=600, active_batches=10)
 
 
@@ -215,17 +217,19 @@ def test_key_that_is_just_moved_is_found(
 ) -> None:
     tenancy.create("acme", TenantChanges())
     key = tenancy.create_key("acme", "laptop")
-    find = Authenticator._with_hash
+    find = Authenticator._row
     names: list[str] = []
 
-    def find_while_another_does(self: Authenticator, hashed: bytes) -> Any:
-        row = find(self, hashed)
+    def find_while_another_does(
+        self: Authenticator, statement: TextClause, parameters: dict[str, object], *, counts: bool
+    ) -> Any:
+        row = find(self, statement, parameters, counts=counts)
         if not names:
             names.append("")
             names.append(callers("next", PEPPER).caller(f"Bearer {key}").name)
         return row
 
-    monkeypatch.setattr(Authenticator, "_with_hash", find_while_another_does)
+    monkeypatch.setattr(Authenticator, "_row", find_while_another_does)
     names.append(callers("next", PEPPER).caller(f"Bearer {key}").name)
     assert names == ["", "laptop", "laptop"]
 

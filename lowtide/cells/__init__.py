@@ -1,0 +1,1 @@
+"""Cells: installations behind one front, each with a database, a bucket and fleets of its own."""
