@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from lowtide import __version__
-from lowtide.cli import batches
+from lowtide.cli import batches, evacuation, local_cells
 from lowtide.cli.audit import audit
 from lowtide.cli.buckets import buckets
+from lowtide.cli.cells import cells
 from lowtide.cli.dead_letters import dead_letters
 from lowtide.cli.engines import engines
 from lowtide.cli.explain import explain
@@ -45,6 +46,9 @@ app.command()(rewrap_keys)
 app.add_typer(pools, name="pools")
 app.add_typer(engines, name="engines")
 app.add_typer(fleets, name="fleets")
+app.add_typer(cells, name="cells")
+for of_cells in (evacuation.evacuate, evacuation.copy_fences, local_cells.kill, local_cells.start):
+    cells.command()(of_cells)
 app.add_typer(dead_letters, name="dead-letters")
 app.command()(explain)
 app.command()(find)
@@ -70,6 +74,9 @@ SynchronousBroker = Annotated[
         help="Deliver events synchronously without storing them, like Knative's default broker.",
     ),
 ]
+
+
+_MAX_CELLS: Final = 9  # ten ports above the first cell's API is its portal
 
 
 def _print_version(*, wanted: bool) -> None:
@@ -110,6 +117,15 @@ def up(
     prometheus: Prometheus = None,
     alertmanager: Alertmanager = None,
     synchronous_broker: SynchronousBroker = False,
+    cells: Annotated[
+        int,
+        typer.Option(
+            envvar="CELLS",
+            min=0,
+            max=_MAX_CELLS,
+            help="Run this many cells behind a front, which has PORT: cell 2 has PORT + 2.",
+        ),
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Start the local stack: PostgreSQL, all functions, workers on demand, the portal."""
@@ -121,6 +137,7 @@ def up(
         prometheus=prometheus,
         alertmanager=alertmanager,
         synchronous_broker=synchronous_broker,
+        cells=cells,
     )
     from lowtide.local import runtime
     from lowtide.local.options import LocalError
@@ -210,6 +227,22 @@ def _show_status(stack: Status, *, as_json: bool) -> None:
     say(f"portal  {stack.portal_url}  password {stack.portal_password}")
     if stack.notice:
         say(f"workers {stack.notice}")
+    if stack.cells:
+        print_table(
+            ("cell", "region", "state", "API", "portal", "restarts", "data"),
+            [
+                (
+                    cell.process.name,
+                    cell.region,
+                    cell.process.state,
+                    cell.base_url,
+                    cell.portal_url,
+                    cell.process.restarts,
+                    cell.data_dir,
+                )
+                for cell in stack.cells
+            ],
+        )
     if stack.prometheus_url:
         say(f"metrics {stack.prometheus_url}")
         say(f"alerts  {stack.alertmanager_url}")

@@ -158,6 +158,11 @@ def _stack_settings(data_dir: Path | None, settings: Settings) -> dict[str, obje
     status = running_stack(
         data_dir, f", or set LOWTIDE_DATABASE_URL to a database URL with the role {OPERATOR}"
     )
+    if status.cells:
+        fail(
+            "The local stack has cells, each with a database of its own: choose one, such as "
+            f"--data-dir {status.cells[0].data_dir}."
+        )
     from lowtide.local import files
     from lowtide.local.bootstrap import DATABASE
     from lowtide.local.options import object_store_url

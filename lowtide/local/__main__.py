@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--alertmanager", type=Path)
     parser.add_argument("--synchronous-broker", action="store_true")
     parser.add_argument("--via", type=_detour, action="append", default=[], metavar="NAME=PORT")
+    parser.add_argument("--cells", type=int, default=0)
     args = parser.parse_args()
     try:
         up(
@@ -37,6 +38,7 @@ def main() -> None:
                 alertmanager=args.alertmanager,
                 synchronous_broker=args.synchronous_broker,
                 via=dict(args.via),
+                cells=args.cells,
             )
         )
     except LocalError as error:

@@ -95,6 +95,12 @@ class Secrets(msgspec.Struct, frozen=True):
         key = self.portal_secret.encode()
         return hmac.new(key, b"operator's password", hashlib.sha256).hexdigest()[:24]
 
+    @property
+    def cells_token(self) -> str:
+        """The secret that the cells of a stack and their front share."""
+        key = self.portal_secret.encode()
+        return hmac.new(key, b"cells' token", hashlib.sha256).hexdigest()
+
 
 def read_or_create(data_dir: Path) -> Secrets:
     """Return the secrets of `data_dir`, created on first use in a file of mode 0600."""
@@ -109,8 +115,14 @@ def read_or_create(data_dir: Path) -> Secrets:
             role: random_source.token_urlsafe(24) for role in (SUPERUSER, OWNER, *LOGIN_ROLES)
         },
     )
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(secrets)), mode=0o600)
+    write(data_dir, secrets)
     return secrets
+
+
+def write(data_dir: Path, secrets: Secrets) -> None:
+    """Write the secrets of `data_dir`."""
+    content = msgspec.json.format(msgspec.json.encode(secrets))
+    write_atomically(data_dir / NAME, content, mode=0o600)
 
 
 def read(data_dir: Path) -> Secrets | None:

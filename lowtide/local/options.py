@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,10 @@ class MissingProgram(LocalError):
     """Prometheus or Alertmanager is not installed."""
 
 
+class OtherCells(LocalError):
+    """The data directory is that of another number of cells."""
+
+
 class StartFailed(LocalError):
     """A part of the stack did not come up."""
 
@@ -68,7 +73,8 @@ class Options:
     programs that `monitoring` runs if they are not on the PATH. `via` maps `postgres` and `broker`
     to the port of a proxy in front of them, for functions, workers and broker. A
     `synchronous_broker` stores no event and answers after all subscribers have, as Knative's
-    default channel does.
+    default channel does. With `cells`, the stack is a front on `port`, and that many cells: the API of
+    cell 2 is on `port` + 2, its portal on `portal_port` + 2.
     """
 
     root: Path = field(default_factory=default_root)
@@ -82,6 +88,7 @@ class Options:
     alertmanager: Path | None = None
     synchronous_broker: bool = False
     via: Mapping[str, int] = field(default_factory=dict)
+    cells: int = 0
 
     @property
     def base_url(self) -> str:
@@ -97,6 +104,42 @@ class Options:
     def portal(self) -> int:
         """The portal's port."""
         return self.port + 10 if self.portal_port is None else self.portal_port
+
+    @property
+    def start_timeout(self) -> float:
+        """The seconds that the whole stack may take to start: its cells start together."""
+        return self.ready_timeout * max(1, self.cells)
+
+    def of_cell(self, number: int) -> Options:
+        """Return the options of one of the cells."""
+        return replace(
+            self,
+            data_dir=self.data_dir / f"cell-{number}",
+            port=self.port + number,
+            portal_port=self.portal + number,
+            ready_timeout=self.start_timeout,
+            quiet=False,
+            cells=0,
+        )
+
+    def command(self) -> tuple[str, ...]:
+        """Return the command that runs the stack in the foreground."""
+        return (
+            sys.executable,
+            "-m",
+            "lowtide.local",
+            *("--root", str(self.root)),
+            *("--data-dir", str(self.data_dir.resolve())),
+            *("--port", str(self.port)),
+            *("--portal-port", str(self.portal)),
+            *("--ready-timeout", str(self.ready_timeout)),
+            *(["--monitoring"] if self.monitoring else []),
+            *(["--prometheus", str(self.prometheus)] if self.prometheus else []),
+            *(["--alertmanager", str(self.alertmanager)] if self.alertmanager else []),
+            *(["--synchronous-broker"] if self.synchronous_broker else []),
+            *(f"--via={name}={port}" for name, port in self.via.items()),
+            *("--cells", str(self.cells)),
+        )
 
 
 @dataclass(frozen=True, slots=True)

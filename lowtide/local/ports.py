@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
@@ -22,15 +23,19 @@ _reserved: dict[int, int] = {}
 """Ports reserved by this process, with the file descriptor of each reservation."""
 
 
-def free_port() -> int:
+def free_port(*, following: int = 0) -> int:
     """Reserve a port that nothing listens on, until `release_ports` or the end of this process.
 
-    The process that the port is for can bind it at any time, and again after a crash.
+    The process that the port is for can bind it at any time, and again after a crash. With `following`,
+    that many ports after it are reserved as well.
     """
     choice = _candidates()
     for port in random.sample(choice, len(choice)):
-        if _reserve(port):
+        ports = range(port, port + following + 1)
+        reserved = list(takewhile(_reserve, ports))
+        if len(reserved) == len(ports):
             return port
+        release_ports(*reserved)
     raise PortInUse("No free port: too many ports are in use on this machine.")
 
 

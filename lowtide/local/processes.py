@@ -95,11 +95,15 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
+async def _at_once() -> None:
+    """Wait for nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """One start of a process; each start may choose new ports.
 
-    `before` runs before the command starts, `after` once it has ended or failed to start.
+    `before` is awaited before the command starts, `after` runs once it has ended or failed to start.
     """
 
     command: tuple[str, ...]
@@ -109,7 +113,7 @@ class Launch:
     port: int | None = None
     health_port: int | None = None
     credentials: Credentials | None = None
-    before: Callable[[], None] = lambda: None
+    before: Callable[[], Awaitable[None]] = _at_once
     after: Callable[[], None] = lambda: None
 
 
@@ -202,10 +206,23 @@ class Process:
     async def _run_once(self) -> int:
         launch = self.launch = self._plan()
         try:
-            await asyncio.to_thread(launch.before)
+            if not await self._may_start(launch):
+                return 0
             return await self._supervise(launch)
         finally:
             launch.after()
+
+    async def _may_start(self, launch: Launch) -> bool:
+        """Wait for `launch.before`; return False if the process is stopped meanwhile."""
+        before = asyncio.ensure_future(launch.before())
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait([before, stop], return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if self._stop.is_set():
+            before.cancel()
+            return False
+        await before
+        return True
 
     async def _supervise(self, launch: Launch) -> int:
         async with _pipe() as (reader, write_end):

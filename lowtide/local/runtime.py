@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from lowtide.local import files, state
+from lowtide.local.cells import LocalCells, check_cells
 from lowtide.local.environment import check_user
 from lowtide.local.monitoring import check_programs
 from lowtide.local.options import AlreadyRunning, ForeignFolder, Options, StartFailed
@@ -53,13 +54,14 @@ def up(options: Options) -> None:
     A second signal kills at once. Raises AlreadyRunning, PortInUse, BadManifest or StartFailed.
     """
     check_user(os.environ)
-    data_dir = _prepare_data_dir(options.data_dir)
+    data_dir = _prepare_data_dir(options)
     with _locked(data_dir), _log(options, data_dir) as log:
         for name in state.reap(data_dir):
             log.line("lowtide", f"ended {name}, left over from an earlier run")
         _require_free_ports(options)
-        for port in (options.port, options.portal):
-            hold_port(port)
+        hold_port(options.port)
+        if not options.cells:
+            hold_port(options.portal)
         asyncio.run(_run(options, log))
 
 
@@ -69,7 +71,7 @@ def up_detached(options: Options) -> Status:
     Its log is `lowtide.log` in the data directory. Raises AlreadyRunning, PortInUse or, with the
     end of the log, StartFailed.
     """
-    data_dir = _prepare_data_dir(options.data_dir)
+    data_dir = _prepare_data_dir(options)
     if running := status(data_dir):
         raise _already_running(data_dir, running.pid)
     check_user(os.environ)
@@ -77,33 +79,36 @@ def up_detached(options: Options) -> Status:
         check_programs(options)
     # Processes of a killed supervisor may still listen on the port.
     state.reap(data_dir)
-    _wait_for_daemon(data_dir, options.ready_timeout)
+    _wait_for_daemon(data_dir, options.start_timeout)
     _require_free_ports(options)
     log = _rotate(data_dir / LOG_NAME)
     log_start = log.stat().st_size
     with log.open("ab") as output:
         child = subprocess.Popen(  # noqa: S603 - our own interpreter
-            _command(options),
+            options.command(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     _daemons[data_dir] = child
-    deadline = time.monotonic() + options.ready_timeout + 10
+    deadline = time.monotonic() + options.start_timeout + 10
     while time.monotonic() < deadline and child.poll() is None:
         current = status(data_dir)
         if current is not None and current.ready and current.pid == child.pid:
             return current
         time.sleep(_POLL)
     child.terminate()
-    _wait_for_daemon(data_dir, options.ready_timeout)
+    _wait_for_daemon(data_dir, options.start_timeout)
     raise StartFailed(f"The stack did not start. End of {log}:\n{_log_tail(log, log_start)}")
 
 
 def _require_free_ports(options: Options) -> None:
-    require_free(options.port, "choose another: PORT=8090 make up")
-    require_free(options.portal, "choose another: PORTAL_PORT=8100 make up")
+    cells = [options.of_cell(number) for number in range(1, options.cells + 1)]
+    for port in (options.port, *(cell.port for cell in cells)):
+        require_free(port, "choose another: PORT=8090 make up")
+    for port in [cell.portal for cell in cells] or [options.portal]:
+        require_free(port, "choose another: PORTAL_PORT=8100 make up")
 
 
 def down(data_dir: Path, timeout: float = 45.0) -> bool:
@@ -144,7 +149,7 @@ def status(data_dir: Path) -> Status | None:
 
 
 async def _run(options: Options, log: Log) -> None:
-    stack = Stack(options, log)
+    stack = LocalCells(options, log) if options.cells else Stack(options, log)
     stopping = asyncio.Event()
 
     def on_signal() -> None:
@@ -184,29 +189,12 @@ def _announce(ready: Status, log: Log) -> None:
     log.line("lowtide", "stop with Ctrl-C or `lowtide down`")
 
 
-def _command(options: Options) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "lowtide.local",
-        *("--root", str(options.root)),
-        *("--data-dir", str(options.data_dir.resolve())),
-        *("--port", str(options.port)),
-        *("--portal-port", str(options.portal)),
-        *("--ready-timeout", str(options.ready_timeout)),
-        *(["--monitoring"] if options.monitoring else []),
-        *(["--prometheus", str(options.prometheus)] if options.prometheus else []),
-        *(["--alertmanager", str(options.alertmanager)] if options.alertmanager else []),
-        *(["--synchronous-broker"] if options.synchronous_broker else []),
-        *(f"--via={name}={port}" for name, port in options.via.items()),
-    ]
-
-
-def _prepare_data_dir(data_dir: Path) -> Path:
-    """Create the data directory; raises ForeignFolder if it holds other files.
+def _prepare_data_dir(options: Options) -> Path:
+    """Create the data directory; raises ForeignFolder or OtherCells if it is for something else.
 
     An existing directory keeps its mode, as everything inside is private.
     """
+    data_dir = options.data_dir
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     entries = {entry.name for entry in data_dir.iterdir()} - {"lost+found"}
     if entries - {LOG_NAME} and not entries & {_LOCK, files.NAME}:
@@ -214,10 +202,12 @@ def _prepare_data_dir(data_dir: Path) -> Path:
             f"{data_dir} has other files, such as {min(entries)}: choose an empty or new directory: "
             "DATA_DIR=… make up"
         )
+    check_cells(data_dir, options.cells)
     (data_dir / _LOCK).touch(mode=0o600)
-    objects = data_dir / "objects"
-    objects.mkdir(exist_ok=True)
-    objects.chmod(0o700)
+    if not options.cells:
+        objects = data_dir / "objects"
+        objects.mkdir(exist_ok=True)
+        objects.chmod(0o700)
     return data_dir.resolve()
 
 

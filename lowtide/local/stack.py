@@ -260,7 +260,7 @@ class Stack:
             ready=ready,
             port=self._postgres_port,
             credentials=postgres_credentials(),
-            before=self._cluster.reap,
+            before=lambda: asyncio.to_thread(self._cluster.reap),
         )
 
     def _plan_broker(self) -> Launch:

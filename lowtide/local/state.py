@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import cast
 
 import msgspec
 import psutil
 
 from lowtide.local import files
 from lowtide.local.files import write_atomically
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 STATE = "state.json"
 POSTGRES = "postgres"
@@ -38,10 +35,23 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
         return _same(self.pid, self.created)
 
 
+class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the cells of a stack; `process` is its supervisor's, with the name of the cell."""
+
+    number: int
+    region: str
+    base_url: str
+    portal_url: str
+    data_dir: str
+    process: ProcessStatus
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """A whole stack; `api_key` is the default tenant's, `portal_password` the operator's.
 
-    `notice` is a remark for the user, if any. The last two fields are empty without monitoring.
+    `notice` is a remark for the user, if any. The URLs of Prometheus and Alertmanager are empty
+    without monitoring. A stack of `cells` runs their supervisors and the front itself; its portal is
+    that of the first cell.
     """
 
     base_url: str
@@ -56,6 +66,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     notice: str = ""
     prometheus_url: str = ""
     alertmanager_url: str = ""
+    cells: list[CellStatus] = []
 
     def to_json(self) -> str:
         """Return the status as indented JSON."""
@@ -111,6 +122,8 @@ def reap(data_dir: Path, grace: float = 5.0) -> list[str]:
         [process for process in status.processes if process.name == POSTGRES],
     ):
         names += _end(group, written=(data_dir / STATE).stat().st_mtime, grace=grace)
+    for cell in status.cells:
+        names += reap(Path(cell.data_dir), grace)
     return names
 
 

@@ -58,6 +58,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
     group.addoption("--base-url", default="", help="a server's URL, without /v1")
     group.addoption("--api-key", default="", help="a key of that server")
+    group.addoption(
+        "--cells",
+        default=0,
+        type=int,
+        help="run the suite's own server as this many cells and a front",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -84,7 +90,8 @@ def server(pytestconfig: pytest.Config) -> Iterator[Server]:
         return
     with commanded_engine() as engine:
         settings = {**SETTINGS, "LOWTIDE_ENGINE_URL": engine.url}
-        with running(settings) as stack:
+        cells = pytestconfig.getoption("cells", default=0)
+        with running(settings, cells=cells) as stack:
             own_server = Server(stack.base_url, stack.api_key)
             expiring = own_server.create(EXPIRING, completion_window="1m")
             own_server.own = Own(stack, engine, expiring)

@@ -225,14 +225,15 @@ def other_tenant(server: Server, own: Own) -> Iterator[Server]:
     stored = files.read(own.stack.data_dir)
     assert stored is not None
     key, tenant = new_key(), uuid4()
-    with own.stack.database.begin() as connection:
-        connection.exec_driver_sql(
-            "INSERT INTO tenants (id, name) VALUES (%s, 'stranger')", (str(tenant),)
-        )
-        connection.exec_driver_sql(
-            "INSERT INTO api_keys (hash, tenant_id, name) VALUES (%s, %s, 'stranger')",
-            (hash_key(key, stored.api_key_pepper), str(tenant)),
-        )
+    for each in own.stack.installations:
+        with each.database.begin() as connection:
+            connection.exec_driver_sql(
+                "INSERT INTO tenants (id, name) VALUES (%s, 'stranger')", (str(tenant),)
+            )
+            connection.exec_driver_sql(
+                "INSERT INTO api_keys (hash, tenant_id, name) VALUES (%s, %s, 'stranger')",
+                (hash_key(key, stored.api_key_pepper), str(tenant)),
+            )
     client = Server(server.base_url, key)
     yield client
     client.close()

@@ -35,7 +35,8 @@ _numbers = count(1)
 def limited(server: Server, own: Own) -> Iterator[Limited]:
     """Create a tenant with limits by the command line; return the server with a key of it."""
     servers: list[Server] = []
-    data = ("--data-dir", str(own.stack.data_dir), "--json")
+    # Limits are those of a cell: the tenant lives in one.
+    data = ("--data-dir", str(own.stack.installations[0].data_dir), "--json")
 
     def make(**limits: int) -> Server:
         name = f"limited-{next(_numbers)}"
@@ -142,7 +143,7 @@ def test_changed_limit_takes_effect_at_once(limited: Limited, own: Own) -> None:
     assert tenant.http.get("/v1/files").status_code == 200
     assert tenant.http.get("/v1/files").status_code == 429
     name = f"limited-{next(_numbers) - 1}"
-    data = ("--data-dir", str(own.stack.data_dir))
+    data = ("--data-dir", str(own.stack.installations[0].data_dir))
     lowtide("tenants", "set", name, "--requests-per-minute", "none", *data)
     assert tenant.http.get("/v1/files").status_code == 200
     lowtide("keys", "revoke", name, *data)

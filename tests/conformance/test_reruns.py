@@ -52,13 +52,13 @@ def test_failed_requests_run_again_in_new_batch(server: Server, own: Own) -> Non
 
 @proves(Area.BEYOND, INPUTS)
 def test_failed_inputs_are_selected_by_outcome(server: Server, own: Own) -> None:
-    batch = server.create(jsonl(*held("cancelled", 200)))["id"]
+    batch = server.create(jsonl(*held("selected", 200)))["id"]
     path = f"/v1/batches/{batch}/requests"
     until(lambda: server.json(path, status="Running")["data"], "a request runs")
     server.http.post(f"/v1/batches/{batch}/cancel")
     # A worker may have claimed all of them: it has to learn of the cancellation before they run.
     until(lambda: server.json(path, status="Cancelled")["data"], "a request is cancelled")
-    own.engine.release("cancelled")
+    own.engine.release("selected")
     ended = server.finish(server.json(f"/v1/batches/{batch}"))
     cancelled = [
         line.custom_id

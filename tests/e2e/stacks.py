@@ -19,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
+from lowtide.core.ids import cell_of, parse_batch_id
 from lowtide.database.connections import engine_of
 from lowtide.local import files
 from lowtide.local.bootstrap import DATABASE
@@ -56,12 +57,38 @@ class LocalStack:
 
     data_dir: Path
     settings: Mapping[str, str]
-    port: int = field(default_factory=free_port)
-    portal_port: int = field(default_factory=free_port)
+    port: int = 0
+    portal_port: int = 0
+    cells: int = 0
     monitoring: bool = False
     synchronous_broker: bool = False
     seen_workers: set[int] = field(default_factory=set)
     _database: Engine | None = None
+
+    def __post_init__(self) -> None:
+        self.port = self.port or free_port(following=self.cells)
+        self.portal_port = self.portal_port or free_port(following=self.cells)
+
+    @cached_property
+    def installations(self) -> Sequence[LocalStack]:
+        """Its cells, each a stack of its own; itself without cells."""
+        return [self._cell(number) for number in range(1, self.cells + 1)] or [self]
+
+    def owner(self, batch: str) -> LocalStack:
+        """Return the cell that a batch was created in; itself without cells."""
+        id_ = parse_batch_id(batch)
+        assert id_ is not None, batch
+        number = cell_of(id_) if self.cells else 1
+        assert number is not None, batch
+        return self.installations[number - 1]
+
+    def _cell(self, number: int) -> LocalStack:
+        return LocalStack(
+            self.data_dir / f"cell-{number}",
+            self.settings,
+            self.port + number,
+            self.portal_port + number,
+        )
 
     # Lifecycle
 
@@ -73,11 +100,13 @@ class LocalStack:
             "--monitoring": self.monitoring,
             "--synchronous-broker": self.synchronous_broker,
         }
-        return (*ports, *self._data, *(name for name, is_on in switches.items() if is_on))
+        cells = ("--cells", str(self.cells)) if self.cells else ()
+        return (*ports, *self._data, *cells, *(name for name, is_on in switches.items() if is_on))
 
     def up(self) -> None:
         """Start or restart it with `lowtide up --detach`."""
-        lowtide("up", "--detach", *self.arguments, settings=self.settings)
+        timeout = 120.0 * max(1, self.cells)
+        lowtide("up", "--detach", *self.arguments, settings=self.settings, timeout=timeout)
 
     def down(self) -> None:
         """Stop it with `lowtide down`."""
@@ -87,8 +116,11 @@ class LocalStack:
     def discard(self) -> None:
         """Stop it and remove its data."""
         self.down()
+        for each in self.installations:
+            each.forget_data()
         self.forget_data()
-        release_ports(self.port, self.portal_port)
+        for number in range(self.cells + 1):
+            release_ports(self.port + number, self.portal_port + number)
         shutil.rmtree(self.data_dir)
 
     def status(self) -> dict[str, Any]:
@@ -167,7 +199,7 @@ class LocalStack:
     def _check_nothing_left(self, batch: str, final: Mapping[str, Any]) -> None:
         """Assert one result per request, counted once, and no row left in queue or claims."""
         counts = final["request_counts"]
-        rows = self.query(
+        rows = self.owner(batch).query(
             """
             SELECT (SELECT count(*) FROM requests WHERE batch_id = :batch),
               (SELECT count(*) FROM results WHERE batch_id = :batch),
@@ -320,7 +352,11 @@ class LocalStack:
 
 
 def new_stack(
-    settings: Mapping[str, str], *, monitoring: bool = False, synchronous_broker: bool = False
+    settings: Mapping[str, str],
+    *,
+    monitoring: bool = False,
+    synchronous_broker: bool = False,
+    cells: int = 0,
 ) -> LocalStack:
     """Return a stack that is not started yet, in its own folder."""
     return LocalStack(
@@ -328,15 +364,22 @@ def new_stack(
         settings,
         monitoring=monitoring,
         synchronous_broker=synchronous_broker,
+        cells=cells,
     )
 
 
 @contextmanager
 def running(
-    settings: Mapping[str, str], *, monitoring: bool = False, synchronous_broker: bool = False
+    settings: Mapping[str, str],
+    *,
+    monitoring: bool = False,
+    synchronous_broker: bool = False,
+    cells: int = 0,
 ) -> Iterator[LocalStack]:
-    """Run a new stack for the block, optionally with `monitoring` or a `synchronous_broker`."""
-    stack = new_stack(settings, monitoring=monitoring, synchronous_broker=synchronous_broker)
+    """Run a new stack for the block: with `monitoring`, a `synchronous_broker`, `cells` and a front."""
+    stack = new_stack(
+        settings, monitoring=monitoring, synchronous_broker=synchronous_broker, cells=cells
+    )
     try:
         stack.up()
         yield stack

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import msgspec
 import psutil
 import pytest
 
@@ -89,6 +90,25 @@ def test_children_of_dead_parent_are_killed(
     eventually(lambda: is_gone(parent))
     state.reap(tmp_path)
     eventually(lambda: is_gone(child))
+
+
+def test_leftovers_of_cells_are_killed(
+    tmp_path: Path, family: tuple[psutil.Process, psutil.Process]
+) -> None:
+    parent, child = family
+    cell = tmp_path / "cell-1"
+    cell.mkdir()
+    record(cell, parent)
+    record(tmp_path, psutil.Process(), created=0.0)
+    whole = state.read(tmp_path)
+    assert whole is not None
+    supervisor = whole.processes[0]
+    one = state.CellStatus(
+        number=1, region="r", base_url="", portal_url="", data_dir=str(cell), process=supervisor
+    )
+    state.write(tmp_path, msgspec.structs.replace(whole, processes=[], cells=[one]))
+    assert state.reap(tmp_path) == ["read"]
+    eventually(lambda: is_gone(parent) and is_gone(child))
 
 
 def test_process_with_reused_pid_is_not_killed(
