@@ -20,6 +20,7 @@ from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import sync_playwright
 
 from docs.scene import FIRST, LAST, Job, request_lines, staged
+from docs.scene_cells import portal_of_cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     with staged(float(os.environ.get("SCENE_SECONDS") or 90)) as status:
         take_pictures(status, out)
+        with portal_of_cells(status) as cells:
+            take_cells(status, cells, out)
     if "OUT" not in os.environ:
         for picture in out.glob("*.png"):
             if picture.name not in shown():
@@ -83,18 +86,33 @@ def take_pictures(status: Status, out: Path) -> None:
         browser.close()
 
 
+def take_cells(status: Status, portal: str, out: Path) -> None:
+    """Capture the page of cells, light and dark."""
+    with sync_playwright() as runner:
+        browser = runner.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
+        for scheme, ending in (("light", ".png"), ("dark", "-dark.png")):
+            page = _visit(browser, status, scheme, SIZES[""], portal)
+            page.goto(portal)
+            _open(page, f"{portal}/cells")
+            _picture(page, _file(out, ending, "cells"))
+        browser.close()
+
+
 def _file(folder: Path, ending: str, name: str) -> Path:
     return folder / f"{name}{ending}"
 
 
-def _visit(browser: Browser, status: Status, scheme: str, size: tuple[int, int]) -> Page:
+def _visit(
+    browser: Browser, status: Status, scheme: str, size: tuple[int, int], portal: str = ""
+) -> Page:
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
         color_scheme="dark" if scheme == "dark" else "light",
         timezone_id="Europe/Berlin",
         locale="en-GB",
     )
-    context.request.post(f"{status.portal_url}/sign-in", form={"secret": status.portal_password})
+    address = f"{portal or status.portal_url}/sign-in"
+    context.request.post(address, form={"secret": status.portal_password})
     return context.new_page()
 
 

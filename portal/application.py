@@ -16,6 +16,7 @@ from portal.pages import (
     audit,
     batch,
     batches,
+    cells,
     dead_letters,
     failed,
     health,
@@ -86,6 +87,7 @@ def build(watching: Watching, lowtide: App) -> None:
     """Register the pages, the middleware and the poller."""
     poller, settings, guard = watching.poller, lowtide.settings, lowtide.guard
     app.state.lowtide = lowtide
+    app.state.cells = watching.cells
     SIGNED_OUT.keep_in(lowtide.signed_out)
     # ui.run adds the session middleware later, so it wraps the guard.
     app.add_middleware(Guard, guard=guard, forbid=failed.forbid)
@@ -98,6 +100,8 @@ def build(watching: Watching, lowtide: App) -> None:
     app.on_shutdown(PULSE.stop)
     if watching.alerts is not None:
         app.on_shutdown(watching.alerts.close)
+    if watching.cells.watch is not None:
+        app.on_shutdown(watching.cells.watch.close)
     app.add_api_route("/healthz", _healthz, methods=["GET", "HEAD"], include_in_schema=False)
     theme.install()
     theme.install_batches()
@@ -119,6 +123,8 @@ def build(watching: Watching, lowtide: App) -> None:
     search.install(api_url=settings.api_url)
     failed.install()
     health.install(watching, api_url=settings.api_url)
+    if watching.cells.watch is not None:
+        cells.install(watching, watching.cells.watch, api_url=settings.api_url)
     for page in (tenants, keys, audit, usage):
         page.install(watching, api_url=settings.api_url)
 

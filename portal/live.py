@@ -11,7 +11,7 @@ from nicegui import ui
 
 from lowtide.core.errors import Unavailable
 from portal.components.basics import heading
-from portal.components.frame import chosen_interval, frame
+from portal.components.frame import chosen_interval, frame, show_title
 from portal.formats import duration, hint
 from portal.pulse import PULSE
 from portal.services import in_thread
@@ -28,11 +28,15 @@ _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 class Live:
     """An open page that follows the poller at the chosen interval, or is paused.
 
-    It shows the poller's last readings and issues no queries of its own.
+    It shows the poller's last readings and issues no queries of its own. `read_at` returns the time of
+    the page's data, by default of the snapshot.
     """
 
-    def __init__(self, poller: Poller) -> None:
+    def __init__(
+        self, poller: Poller, read_at: Callable[[], datetime | None] | None = None
+    ) -> None:
         self._poller = poller
+        self._read_at = read_at or self._snapshot_at
         self._interval = chosen_interval()
         self._follower = ui.context.client.id
         # Needed even if `keep` is never called: the interval control registers the follower, too.
@@ -60,7 +64,7 @@ class Live:
     def rename(self, title: str) -> None:
         """Change the title of the page."""
         self._heading.set_content(escape(title))
-        ui.page_title(f"{title} · Lowtide")
+        show_title(title)
 
     @property
     def paused(self) -> bool:
@@ -112,6 +116,9 @@ class Live:
             return None
         if self.paused:
             return self._drawn_at
+        return self._read_at()
+
+    def _snapshot_at(self) -> datetime | None:
         snapshot = self._poller.seen.snapshot
         return None if snapshot is None else snapshot.at
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lowtide.core.ids import TenantId
     from lowtide.services import Services
     from lowtide.tenants.sign_in import Principal
+    from portal.cells import KnownCells
 
 _Result = TypeVar("_Result")
 
@@ -24,6 +25,11 @@ _Result = TypeVar("_Result")
 def lowtide() -> App:
     """Return the App that the portal was built with."""
     return cast("App", app.state.lowtide)
+
+
+def known_cells() -> KnownCells:
+    """Return the cells that the portal knows."""
+    return cast("KnownCells", app.state.cells)
 
 
 def services_for(principal: Principal) -> Services:

@@ -107,7 +107,7 @@ FIRST_PAGE: Final = "/batches"
 
 _NAME: Final = "visitor"
 _OPEN: Final = (SIGN_IN, SIGN_IN_START, SIGN_IN_CALLBACK, "/healthz", "/favicon.ico")
-WHOLE_INSTALLATION: Final = ("/", "/queues", "/health", "/tenants", "/keys", "/audit")
+WHOLE_INSTALLATION: Final = ("/", "/queues", "/health", "/cells", "/tenants", "/keys", "/audit")
 """Pages that show the work of every tenant."""
 _OPEN_FOLDERS: Final = ("/_nicegui/", "/_nicegui_ws/", "/assets/")
 # Uploads to elements of open pages need a principal.

@@ -86,6 +86,7 @@ h1, h2, p, dl, dd { margin: 0; }
 .brand { display: flex; align-items: center; gap: 10px; color: inherit; text-decoration: none;
   font-weight: 650; font-size: 17px; letter-spacing: -.01em; }
 .brand img { width: 28px; height: 28px; display: block; }
+.cell-name { max-width: 140px; letter-spacing: 0; }
 .places { display: flex; gap: 2px; flex: 1; min-width: 0; }
 .place { display: flex; align-items: center; gap: 6px; padding: 7px 10px; border-radius: 8px;
   color: var(--muted); text-decoration: none; font-weight: 550; white-space: nowrap; }
@@ -268,6 +269,15 @@ td .actor { min-width: 9em; }
   .search { flex: 1 1 160px; }
   .places { order: 3; flex: 1 0 100%; overflow-x: auto; padding: 6px 0; scrollbar-width: none; }
 }
+/* The name of a cell and one more place need the room of icons and of the search. */
+.crowded .place .q-icon { display: none; }
+.crowded .places { flex: 0 0 auto; }
+.crowded .search { flex: 1 1 72px; max-width: 220px; }
+@media (max-width: 1430px) {
+  .q-header.topbar.crowded { padding-top: 8px; }
+  .crowded .search { flex: 1 1 160px; max-width: none; }
+  .crowded .places { order: 3; flex: 1 0 100%; overflow-x: auto; padding: 6px 0; scrollbar-width: none; }
+}
 @media (max-width: 860px) {
   .cards { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .halves { grid-template-columns: minmax(0, 1fr); }
@@ -281,6 +291,8 @@ td .actor { min-width: 9em; }
   .table-card > .section-head, .batch-item { padding-left: 16px; padding-right: 16px; }
   .q-header.topbar { padding: 8px 16px 0; }
   .search { order: 2; flex: 1 0 100%; }
+  .crowded .brand { flex: 1 0 100%; margin-bottom: 6px; }
+  .crowded .search { order: 0; flex: 1 1 0; }
   .stat .value { font-size: 25px; }
 }
 """
@@ -355,6 +367,23 @@ h1 { overflow-wrap: anywhere; }
 .batch-table .bar { height: 4px; }
 .sla { display: inline-flex; gap: 6px; align-items: center; white-space: nowrap; }
 .bar > span { height: 100%; }
+.origin { max-width: 110px; }
+.cell-table .q-table td { vertical-align: top; }
+.cell-table .q-table tbody td.continued { border-bottom-color: transparent; }
+.cell-table .figure { display: flex; gap: 6px; align-items: center; white-space: nowrap; }
+.cell-table .figure .ellipsis { max-width: 140px; }
+.cell-table .batch-line { align-items: flex-start; }
+.cell-table .stack { align-items: stretch; }
+.cell-table .stack.ending { align-items: flex-end; text-align: right; }
+.cell-table .stack > .badge { align-self: flex-start; }
+.cell-table .stack.ending > .badge { align-self: flex-end; }
+.cell-table .bar { height: 4px; min-width: 72px; }
+.cell-table .stale { color: var(--muted); }
+.cell-table .stale .bar span { background: var(--neutral-fill); }
+.cell-table .note { min-width: 130px; max-width: 220px; white-space: normal; overflow-wrap: anywhere; }
+.cell-table .fleet-name { max-width: 160px; }
+.cell-head { display: flex; align-items: center; gap: 8px; font-weight: 600; }
+.cell-table .figures { margin: 0; }
 .copy.q-btn { color: var(--muted); }
 .sorting { display: inline-flex; align-items: center; gap: 2px; padding: 0; border: 0;
   background: none; color: inherit; font: inherit; cursor: pointer; white-space: nowrap; }

@@ -14,6 +14,7 @@ from lowtide.status.concerns import Concern
 from lowtide.status.health import ComponentHealth, Condition
 from lowtide.status.history import HistoryBook, HistoryStore
 from lowtide.status.watch import Probe, SystemWatch, scales_of
+from portal.cells import KnownCells
 from portal.components.alerts import Alertmanager
 from portal.polling import ApiProbe, Poller, Readings, Subject
 
@@ -98,6 +99,7 @@ class Watching:
     api: Probe | None
     objects: Probe | None
     alerts: Alertmanager | None
+    cells: KnownCells
 
     def diagnose(self) -> Diagnosis | None:
         """Derive the component health from the last snapshot; None before the first."""
@@ -119,10 +121,11 @@ def watch_everything(lowtide: App) -> Watching:
         objects = Probe(lambda: lowtide.objects.check(), clock=now)  # noqa: PLW0108
     if address := settings.alertmanager_api_url or settings.alertmanager_url:
         alerts = Alertmanager(address, clock=now)
-    probes = [probe.look for probe in (api, objects, alerts) if probe is not None]
+    cells = KnownCells.of(settings, clock=now)
+    probes = [probe.look for probe in (api, objects, alerts, cells.watch) if probe is not None]
     poller = Poller(system, looks=[readings.look], probes=probes)
     history = HistoryBook(HistoryStore(lowtide.database))
-    return Watching(poller, system, readings, history, api, objects, alerts)
+    return Watching(poller, system, readings, history, api, objects, alerts, cells)
 
 
 class FollowedHistory:

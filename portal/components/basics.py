@@ -69,6 +69,11 @@ SLA_TONES: Final[Mapping[SlaState, Tone]] = {
 
 # Cells get their data from rows; data is never formatted into a template.
 ZERO_RETENTION: Final = Badge(text="zero retention", tone=Tone.NEUTRAL)
+ORIGIN_CELL: Final = (
+    '<span v-if="props.row.origin" class="badge badge-neutral origin ellipsis" '
+    ':title="`Evacuated from the cell ${props.row.origin}`">{{ props.row.origin }}</span>'
+)
+"""The cell that the object of a row was evacuated from, if it was."""
 BADGE_CELL: Final = '<span class="badge" :class="`badge-${badge.tone}`">{{ badge.text }}</span>'
 
 
@@ -85,6 +90,11 @@ def status_of_batch(status: BatchStatus) -> Badge:
 def pool_of(pool: Pool) -> Badge:
     """Return the badge of a pool."""
     return Badge(text=pool.value, tone=POOL_TONES[pool])
+
+
+def evacuated(origin: str) -> str:
+    """Return where an object is from: the name of another cell."""
+    return f"evacuated from {origin}"
 
 
 def sla_of(state: SlaState) -> Badge:

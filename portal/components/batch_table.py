@@ -11,6 +11,7 @@ from lowtide.batches.views import BatchOrder
 from lowtide.core.ids import format_batch_id
 from portal.components.basics import (
     BADGE_CELL,
+    ORIGIN_CELL,
     OUTCOME_TONES,
     Badge,
     copy,
@@ -18,6 +19,7 @@ from portal.components.basics import (
     status_of_batch,
 )
 from portal.formats import absolute, ago, duration, hint, money, number, rough
+from portal.services import known_cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +42,7 @@ class BatchRow(TypedDict):
 
     id: str
     short: str
+    origin: str
     tenant: str
     user: str
     model: str
@@ -131,7 +134,7 @@ _OPENING_CELL: Final = (
     '<q-td :props="props"><a class="cell" tabindex="-1" :href="`/batches/${props.row.id}`">'
     "CELL</a></q-td>"
 )
-_ID_CELL: Final = f'<q-td :props="props"><div class="cells">{_ID}{_COPY}</div></q-td>'
+_ID_CELL: Final = f'<q-td :props="props"><div class="cells">{_ID}{_COPY}{ORIGIN_CELL}</div></q-td>'
 _HEADING: Final = """
 <q-th :props="props" :aria-sort="props.col.sorted || undefined">
   <button type="button" class="sorting" :title="props.col.hint"
@@ -148,7 +151,7 @@ _NARROW: Final = f"""
     <span class="muted small nowrap">{{{{ props.row.age }}}}</span></div>
   <div class="batch-line">{_STATUS}{_SLA}</div>
   {_PROGRESS}
-  <div class="batch-line small"><span class="mono muted nowrap">{{{{ props.row.short }}}}{_COPY}</span>
+  <div class="batch-line small"><span class="mono muted nowrap">{{{{ props.row.short }}}}{_COPY}</span>{ORIGIN_CELL}
     {_TIME}{_COST}</div>
 </div>
 """
@@ -217,7 +220,11 @@ class BatchTable:
         order: BatchOrder = BatchOrder.NEWEST,
     ) -> None:
         """Show these batches; nothing is sent while they stay the same."""
-        rows = [row_of(batch, now, tenants.get(batch.tenant, "")) for batch in batches]
+        names = known_cells().names
+        rows = [
+            row_of(batch, now, tenants.get(batch.tenant, ""), names.origin(batch.id))
+            for batch in batches
+        ]
         if rows != self._rows:
             self._rows = rows
             self._table.rows = [dict(row) for row in rows]
@@ -267,8 +274,8 @@ def columns_of(names: Sequence[str], order: BatchOrder) -> list[dict[str, str]]:
     return columns
 
 
-def row_of(batch: Batch, now: datetime, tenant: str) -> BatchRow:
-    """Return the table row of a batch."""
+def row_of(batch: Batch, now: datetime, tenant: str, origin: str = "") -> BatchRow:
+    """Return the table row of a batch; `origin` is the cell that it was evacuated from."""
     id_, outcomes = format_batch_id(batch.id), batch.outcomes
     done = outcomes.completed + outcomes.failed
     percent = 100 * done // batch.total if batch.total else 0
@@ -280,6 +287,7 @@ def row_of(batch: Batch, now: datetime, tenant: str) -> BatchRow:
     return BatchRow(
         id=id_,
         short=f"{id_[:6]}…{id_[-8:]}",
+        origin=origin,
         tenant=tenant,
         user=batch.user,
         model=batch.model or ", ".join(batch.fleets) or batch.endpoint,

@@ -14,10 +14,11 @@ from nicegui import app, ui
 
 from lowtide.core.errors import LowtideError
 from portal import theme
+from portal.cells import PATH as CELLS
 from portal.components.outage import OutageBanner
 from portal.components.shortcuts import help_dialog
 from portal.loading import BUILD_SECONDS, limited
-from portal.services import lowtide
+from portal.services import known_cells, lowtide
 from portal.sessions import SIGN_OUT, WHOLE_INSTALLATION, current_principal
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ PLACES: Final = (
     Place("Tenants", "/tenants", "groups", "t"),
     Place("Health", "/health", "monitor_heart", "h"),
 )
+_CELLS: Final = Place("Cells", CELLS, "lan", "c")
+"""The page of the cells, on an installation that knows them."""
 _OF_TENANT: Final = Place("Usage", "/usage", "data_usage", "s")
 """A page of one tenant; operators reach it by a tab of the tenants page."""
 
@@ -63,9 +66,12 @@ def page(path: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def navigation(current: str, *, tenant: bool) -> None:
     """Link to every page, or to a tenant's pages; `current` is the path of the open page."""
+    places = (*PLACES, _OF_TENANT if tenant else _CELLS)
     with ui.element("nav").classes("places").props('aria-label="Main"'):
-        for place in (*PLACES, _OF_TENANT) if tenant else PLACES:
+        for place in places:
             if tenant and place.path in WHOLE_INSTALLATION:
+                continue
+            if place is _CELLS and known_cells().watch is None:
                 continue
             link = ui.element("a").classes("place").props(f'href="{place.path}"')
             if _is_current(place.path, current):
@@ -136,8 +142,10 @@ def frame(
     principal = current_principal()
     watch_page()
     theme.paint()
-    ui.page_title(f"{title} · Lowtide")
-    with ui.header(elevated=False).classes("topbar"):
+    show_title(title)
+    cells = known_cells()
+    crowded = " crowded" if cells.names.own_name or cells.watch is not None else ""
+    with ui.header(elevated=False).classes(f"topbar{crowded}"):
         _brand()
         navigation(ui.context.client.page.path, tenant=principal.tenant is not None)
         _search_box()
@@ -178,10 +186,25 @@ def _tool(icon: str, name: str, key: str) -> ui.button:
     return button
 
 
+def show_title(title: str) -> None:
+    """Set the title of the browser's tab."""
+    ui.page_title(" · ".join(filter(None, (title, known_cells().names.own_name, "Lowtide"))))
+
+
 def _brand() -> None:
-    with ui.element("a").classes("brand").props('href="/" aria-label="Lowtide, overview"'):
+    cell = known_cells().names.own_name
+    with ui.element("a").classes("brand").props("href=/") as link:
         ui.html(theme.FAVICON, sanitize=False).style("width: 28px; height: 28px")
         ui.label("Lowtide").classes("brand-name")
+        if cell:
+            cell_name(cell)
+    link.props["aria-label"] = ", ".join(filter(None, ("Lowtide", cell, "overview")))
+
+
+def cell_name(name: str) -> None:
+    """Show the name of this portal's cell."""
+    label = ui.label(name).classes("badge badge-info cell-name ellipsis")
+    label.props["title"] = f"This portal shows the cell {name}"
 
 
 def _search_box() -> None:

@@ -10,7 +10,9 @@ from typing import Final
 from fastapi import Response
 from nicegui import app, ui
 
+from portal.cells import PATH as CELLS
 from portal.components.basics import heading
+from portal.services import known_cells
 
 PATH: Final = "/assets/portal.js"
 
@@ -26,6 +28,7 @@ KEYS: Final = (
     ("g a", "Audit log"),
     ("g h", "Health"),
     ("g s", "Usage of your tenant"),
+    ("g c", "Cells"),
     ("r", "Refresh now"),
     ("t", "Switch theme"),
     ("?", "Show this list"),
@@ -35,7 +38,7 @@ KEYS: Final = (
 _SCRIPT: Final = """
 (() => {
   const places = { o: "/", b: "/batches", u: "/upload", d: "/dead-letters", q: "/queues", h: "/health",
-    t: "/tenants", k: "/keys", a: "/audit", s: "/usage" };
+    t: "/tenants", k: "/keys", a: "/audit", s: "/usage", CELLS };
   const presses = { r: "refresh", t: "theme", "?": "help" };
   let wentAt = -Infinity;
   const search = () => {
@@ -84,6 +87,8 @@ def help_dialog() -> ui.dialog:
         heading("Keyboard shortcuts")
         with ui.element("dl").classes("keys"):
             for key, meaning in KEYS:
+                if meaning == "Cells" and known_cells().watch is None:
+                    continue
                 with ui.element("dt"), ui.element("kbd"):
                     ui.label(key)
                 with ui.element("dd"):
@@ -93,4 +98,6 @@ def help_dialog() -> ui.dialog:
 
 
 async def _script() -> Response:
-    return Response(_SCRIPT, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+    cells = "" if known_cells().watch is None else f'c: "{CELLS}"'
+    script = _SCRIPT.replace("CELLS", cells)
+    return Response(script, media_type="text/javascript", headers={"Cache-Control": "no-cache"})

@@ -14,7 +14,9 @@ from lowtide.core.ids import format_batch_id
 from lowtide.planning.reasons import describe
 from portal.components.basics import (
     ZERO_RETENTION,
+    Badge,
     badge,
+    evacuated,
     moment_label,
     pool_badge,
     sla_of,
@@ -23,6 +25,7 @@ from portal.components.basics import (
 from portal.components.batch_table import cost_text, parts_of
 from portal.downloads import FAILED_INPUTS
 from portal.formats import absolute, counted, day, duration, number, size, utc
+from portal.services import known_cells
 from portal.theme import Tone
 
 if TYPE_CHECKING:
@@ -132,6 +135,8 @@ def head(batch: Batch) -> None:
             pool_badge(pool)
         if batch.zero_retention:
             badge(ZERO_RETENTION)
+        if origin := known_cells().names.origin(batch.id):
+            badge(Badge(text=evacuated(origin), tone=Tone.NEUTRAL))
     if batch.risk is not None and batch.sla_state is SlaState.AT_RISK:
         reason = describe(batch.risk.reason, batch.risk.bound)
         label = ui.label(f"At risk since {absolute(batch.risk.since)}: {reason}.").mark("risk")

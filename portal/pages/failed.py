@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from lowtide.core.errors import Forbidden, LowtideError
 from portal import theme
 from portal.components.basics import heading
-from portal.components.frame import explain, frame
+from portal.components.frame import explain, frame, show_title
 from portal.plain_pages import plain_page
 from portal.services import in_thread, lowtide
 from portal.sessions import FIRST_PAGE, principal_of
@@ -69,7 +69,7 @@ def _build(title: str, message: str, request: Request | None) -> None:
     if principal is None:
         # The frame needs a principal; the sign-in page, which may fail too, has none.
         theme.paint()
-        ui.page_title(f"{title} · Lowtide")
+        show_title(title)
         with ui.element("div").classes("page"):
             _show_message(title, message, "/sign-in", "Sign in")
         return

@@ -197,7 +197,8 @@ def _show(parts: _Parts, watching: Watching, history: FollowedHistory) -> None:
     if reading.problem is not None:
         parts.problem.text = _explain(reading.snapshot, now)
     if diagnosis is not None:
-        found = (*concerns(diagnosis.snapshot), *diagnosis.concerns())
+        cells = () if watching.cells.watch is None else watching.cells.watch.concerns()
+        found = (*concerns(diagnosis.snapshot), *diagnosis.concerns(), *cells)
         parts.concerns.show(sorted(found, key=lambda concern: concern.severity))
     if watching.alerts is not None:
         parts.alerts.show(watching.alerts.seen, now)

@@ -9,8 +9,9 @@ from nicegui import ui
 
 from lowtide.core.ids import format_batch_id, format_request_id, parse_request_id
 from lowtide.dead_letters.model import LetterId, LetterState
-from portal.components.basics import BADGE_CELL, Badge, heading
+from portal.components.basics import BADGE_CELL, ORIGIN_CELL, Badge, heading
 from portal.formats import NO_CUSTOM_ID, absolute, size, utc
+from portal.services import known_cells
 from portal.theme import Tone
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class LetterRow(TypedDict):
     custom_id: str
     tenant: str
     batch: str
+    origin: str
     line: int
     code: str
     message: str
@@ -57,6 +59,7 @@ _BATCH: Final = (
     '<a class="mono small link" :href="`/batches/${props.row.batch}`" :title="props.row.batch">'
     "{{ props.row.batch.slice(0, 14) }}…{{ props.row.batch.slice(-6) }}</a>"
     '<span class="muted small">line {{ props.row.line.toLocaleString("en-US") }}</span>'
+    + ORIGIN_CELL
 )
 _ERROR: Final = (
     '<span class="mono small">{{ props.row.code }}</span>'
@@ -153,7 +156,11 @@ class LetterTable:
         self._table.selected = []
         self._letters = {LetterId(each.batch, each.line): each.tenant for each in letters}
         names = self._tenants
-        self._table.rows = [dict(row_of(each, names.get(each.tenant, ""))) for each in letters]
+        cells = known_cells().names
+        self._table.rows = [
+            dict(row_of(each, names.get(each.tenant, ""), cells.origin(each.batch)))
+            for each in letters
+        ]
 
     def _letter(self, request_id: object) -> LetterId | None:
         parsed = parse_request_id(str(request_id))
@@ -165,13 +172,14 @@ class LetterTable:
         return None if letter is None else self._on_inside(letter, self._letters[letter])
 
 
-def row_of(letter: DeadLetter, tenant: str) -> LetterRow:
-    """Return the table row of a dead letter; `tenant` is a name."""
+def row_of(letter: DeadLetter, tenant: str, origin: str) -> LetterRow:
+    """Return the table row of a dead letter; `tenant` is a name, `origin` that of another cell."""
     return LetterRow(
         id=format_request_id(letter.batch, letter.line),
         custom_id=letter.custom_id or NO_CUSTOM_ID,
         tenant=tenant,
         batch=format_batch_id(letter.batch),
+        origin=origin,
         line=letter.line,
         code=letter.error_code or "unknown",
         message=(letter.error_message or "")[:500],

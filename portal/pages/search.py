@@ -11,12 +11,12 @@ from nicegui import ui
 from lowtide.core.errors import LowtideError
 from lowtide.core.ids import format_batch_id
 from lowtide.search.model import Kind
-from portal.components.basics import heading
+from portal.components.basics import evacuated, heading
 from portal.components.frame import SEARCH, frame, page
 from portal.formats import absolute
 from portal.loading import load
 from portal.queries import LineQuery
-from portal.services import services_for
+from portal.services import known_cells, services_for
 from portal.sessions import current_principal
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ def _show_match(match: Match) -> None:
         facts += _facts_of(match.batch, with_id=match.kind is not Kind.BATCH)
     if match.tenant_name:
         facts.append(match.tenant_name)
+    if (batch := match.batch) is not None and (origin := known_cells().names.origin(batch.id)):
+        facts.append(evacuated(origin))
     ui.label(" · ".join(facts)).classes("muted small break")
 
 

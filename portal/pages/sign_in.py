@@ -15,9 +15,9 @@ from lowtide.core.errors import LowtideError
 from lowtide.tenants.keys import PREFIX
 from lowtide.tenants.sign_in import clean_name
 from portal import theme
-from portal.components.frame import page
+from portal.components.frame import cell_name, page, show_title
 from portal.plain_pages import leaving_page
-from portal.services import in_thread, lowtide, run_blocking
+from portal.services import in_thread, known_cells, lowtide, run_blocking
 from portal.sessions import (
     SIGN_IN,
     SIGN_IN_CALLBACK,
@@ -154,11 +154,14 @@ def _show(
     takes_secrets: bool,
 ) -> None:
     theme.paint()
-    ui.page_title("Sign in · Lowtide")
+    show_title("Sign in")
     with ui.element("div").classes("page sign-in"), ui.element("div").classes("card section"):
         with ui.element("div").classes("brand"):
             ui.html(theme.FAVICON, sanitize=False).style("width: 28px; height: 28px")
             ui.html("Sign in to Lowtide", sanitize=False, tag="h1")
+        if cell := known_cells().names.own_name:
+            with ui.element("div"):
+                cell_name(cell)
         if problem is not None:
             ui.label(problem).classes("banner").props("role=alert")
         if single_sign_on is not None:

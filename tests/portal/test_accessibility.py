@@ -104,7 +104,7 @@ def test_every_page_is_accessible_and_fits(
         page.wait_for_load_state("networkidle")
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 900})
-            _check(axe, page, f"{route} {width}")
+            check(axe, page, f"{route} {width}")
     assert visited.problems == []
 
 
@@ -117,12 +117,12 @@ def test_drawer_and_dialog_are_accessible(
     page = visited.page
     page.get_by_role("dialog", name="Request").get_by_text("one").first.wait_for()
     page.add_style_tag(content=TRANSPARENT_BACKDROP)
-    _check(axe, page, "drawer")
+    check(axe, page, "drawer")
     page.goto(f"{portal.url}/dead-letters")
     page.get_by_role("button", name="View one").click()
     page.get_by_text('"custom_id": "one"').wait_for()
     page.add_style_tag(content=TRANSPARENT_BACKDROP)
-    _check(axe, page, "letter")
+    check(axe, page, "letter")
     assert visited.problems == []
 
 
@@ -135,7 +135,8 @@ def _fits(page: Page) -> bool:
     return True
 
 
-def _check(axe: Any, page: Page, where: str) -> None:
+def check(axe: Any, page: Page, where: str) -> None:
+    """Fail on a violation of accessibility, or if the page is wider than its window."""
     page.wait_for_function(NOT_ANIMATED)
     violations = axe.run(page).response["violations"]
     assert [(each["id"], each["nodes"][0]["failureSummary"]) for each in violations] == [], where
