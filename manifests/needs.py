@@ -53,8 +53,11 @@ def _numbers(template: Template) -> Iterator[str]:
     if template.is_knative:
         environment = _plain(spec["containers"][0])
         limit = str(spec.get("containerConcurrency"))
-        if {environment.get("THREADS"), environment.get("LOWTIDE_DATABASE_POOL_SIZE")} != {limit}:
-            yield "containerConcurrency, THREADS and LOWTIDE_DATABASE_POOL_SIZE differ"
+        names = ["THREADS"]
+        if "LOWTIDE_DATABASE_URL" in environment:
+            names.append("LOWTIDE_DATABASE_POOL_SIZE")
+        if {environment.get(name) for name in names} != {limit}:
+            yield f"containerConcurrency and {' and '.join(names)} differ"
 
 
 def _plain(container: Document) -> dict[str, str]:

@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from lowtide.local.rendering import Document
 
 ROOT = Path(__file__).resolve().parent.parent
-OVERLAYS = ("dev", "stage", "prod", "prod-gpu", "prod-fleets", "prod-tls")
+OVERLAYS = ("dev", "stage", "prod", "prod-gpu", "prod-fleets", "prod-tls", "prod-cell")
 # Everything that can be applied; the first two are the base and its ScaledObjects.
 KUSTOMIZATIONS = (
     "knative",
     "keda",
     *(f"knative/overlays/{name}" for name in OVERLAYS),
+    "knative/front",
     "knative/cluster/kourier",
     "knative/cluster/istio",
 )

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from lowtide.cells.parsing import parse as parse_cells
 from lowtide.core.durations import parse_seconds
 from lowtide.core.yaml_files import InvalidFile
 from lowtide.identity.parsing import parse as parse_issuers
@@ -181,11 +182,11 @@ def _sink(document: Document, objects: Objects) -> Iterator[str]:
         yield f"K_SINK {sink} is not an existing Broker"
 
 
-def _identity(data: dict[str, str]) -> Iterator[str]:
-    """Yield the mistakes in the file of identity providers."""
+def _mistakes(data: dict[str, str], parse: Callable[[str, str], object]) -> Iterator[str]:
+    """Yield the mistakes in files."""
     for name, content in data.items():
         try:
-            parse_issuers(content, name)
+            parse(content, name)
         except InvalidFile as error:
             yield from error.problems
 
@@ -195,8 +196,8 @@ def _config_map(document: Document, objects: Objects) -> Iterator[str]:
     data: dict[str, Any] = document["data"]
     if document["metadata"]["name"] == FLEETS:
         return  # its file is compared with the ScaledObjects below
-    if document["metadata"]["name"] == _IDENTITY:
-        yield from _identity(data)
+    if document["metadata"]["name"] in _FILES:
+        yield from _mistakes(data, _FILES[document["metadata"]["name"]])
         return
     if unknown := unknown_variables(data):
         yield f"unknown settings {', '.join(unknown)}"
@@ -208,7 +209,10 @@ def _config_map(document: Document, objects: Objects) -> Iterator[str]:
             yield f"LOWTIDE_TICK does not match the schedule {ping['spec']['schedule']}"
 
 
-_IDENTITY = "lowtide-identity"
+_FILES: dict[str, Callable[[str, str], object]] = {
+    "lowtide-identity": parse_issuers,
+    "lowtide-cells": parse_cells,
+}
 _CHECKS: dict[str, Callable[[Document, Objects], Iterator[str]]] = {
     "Service": _service,
     "NetworkPolicy": _selecting,

@@ -1,7 +1,7 @@
 """Generate the monitoring files that derive from others: `make monitoring`.
 
-`prometheusrule.yaml` is `rules/` for the Prometheus operator; the modules in `dashboards/` build
-`dashboards/json/`.
+`prometheusrule.yaml` is `rules/` for the Prometheus operator, `cells/prometheusrule.yaml` the rules of a
+cell; the modules in `dashboards/` build `dashboards/json/`.
 """
 
 from __future__ import annotations
@@ -17,33 +17,37 @@ from monitoring.dashboards import ALL
 
 HERE = Path(__file__).resolve().parent
 RULES = HERE / "rules" / "lowtide.rules.yml"
-_NOTE = "# Written by `make monitoring` from rules/lowtide.rules.yml.\n"
+CELL_RULES = HERE / "cells" / "cell.rules.yml"
 
 
 def files() -> dict[Path, str]:
     """Return the content of each generated file by path."""
-    found = {HERE / "prometheusrule.yaml": prometheus_rule()}
+    found = {
+        HERE / "prometheusrule.yaml": prometheus_rule(RULES, "lowtide"),
+        HERE / "cells" / "prometheusrule.yaml": prometheus_rule(CELL_RULES, "lowtide-cell"),
+    }
     for name, text in dashboards().items():
         found[HERE / "dashboards" / "json" / f"{name}.json"] = text
     return found
 
 
-def prometheus_rule() -> str:
-    """Return the PrometheusRule with the groups of the plain rules file."""
+def prometheus_rule(rules: Path, name: str) -> str:
+    """Return the PrometheusRule with the groups of a plain rules file."""
     found: dict[str, Any] = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
         "metadata": {
-            "name": "lowtide",
+            "name": name,
             "namespace": "monitoring",
             "labels": {
                 "app.kubernetes.io/name": "lowtide",
                 "app.kubernetes.io/part-of": "lowtide",
             },
         },
-        "spec": yaml.safe_load(RULES.read_text(encoding="utf-8")),
+        "spec": yaml.safe_load(rules.read_text(encoding="utf-8")),
     }
-    return _NOTE + yaml.safe_dump(found, sort_keys=False, width=100)
+    note = f"# Written by `make monitoring` from {rules.relative_to(HERE)}.\n"
+    return note + yaml.safe_dump(found, sort_keys=False, width=100)
 
 
 def dashboards() -> dict[str, str]:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from monitoring.dashboards import engines, overview, queue, sla, tenants, workers
+from monitoring.dashboards import cells, engines, overview, queue, sla, tenants, workers
 
-ALL = (overview.build, sla.build, queue.build, workers.build, engines.build, tenants.build)
+ALL = (
+    overview.build,
+    sla.build,
+    queue.build,
+    workers.build,
+    engines.build,
+    tenants.build,
+    cells.build,
+)

@@ -23,6 +23,7 @@ _VARIABLES: Final = {
     "fleet": 'label_values(queue_depth{namespace=~"$namespace"}, fleet)',
     "pool": 'label_values(queue_depth{namespace=~"$namespace"}, pool)',
     "tenant": 'label_values(tenant_open_batches{namespace=~"$namespace"}, tenant)',
+    "cell": "label_values(lowtide_cell:batches_at_risk:max, cell)",
     "batch": 'label_values(batch_at_risk_seconds_left{namespace=~"$namespace"}, batch)',
 }
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import promql_parser
 import yaml
 
-from monitoring.generate import HERE, RULES
+from monitoring.generate import CELL_RULES, HERE, RULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,10 +28,12 @@ _LABEL_VALUES = re.compile(r"label_values\((.+), \w+\)")
 
 
 @cache
-def rules() -> list[dict[str, Any]]:
-    """Return every rule."""
-    groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
-    return [rule for group in groups for rule in group["rules"]]
+def rules(*paths: Path) -> list[dict[str, Any]]:
+    """Return every rule of these files, or of all."""
+    files = [
+        yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths or (RULES, CELL_RULES)
+    ]
+    return [rule for file in files for group in file["groups"] for rule in group["rules"]]
 
 
 def alerts() -> dict[str, dict[str, Any]]:

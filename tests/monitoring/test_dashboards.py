@@ -25,6 +25,7 @@ UIDS = {
     "lowtide-queue": {"datasource", "namespace", "fleet", "pool"},
     "lowtide-workers": {"datasource", "namespace", "fleet", "pool"},
     "lowtide-engines": {"datasource", "namespace", "fleet", "pool"},
+    "lowtide-cells": {"datasource", "cell"},
     "lowtide-tenants": {"datasource", "namespace", "pool", "tenant"},
 }
 # Exported, but of no use on a dashboard.

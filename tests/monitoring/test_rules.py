@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from lowtide.engines.attribution import NOT_THE_REQUEST
 from lowtide.engines.outcomes import TRANSIENT_STATUSES
-from monitoring.generate import HERE, RULES, prometheus_rule
+from monitoring.generate import CELL_RULES, HERE, RULES, prometheus_rule
 from tests.monitoring.programs import needs, run
 from tests.monitoring.queries import ROOT, alerts, recordings, rules
 
-TESTS = sorted((RULES.parent / "tests").glob("*.test.yml"))
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TESTS = sorted(
+    path for rules in (RULES, CELL_RULES) for path in (rules.parent / "tests").glob("*.test.yml")
+)
 SEVERITIES = {"critical", "warning", "info"}
 ANCHOR = "{{ $externalLabels.runbooks }}docs/operations.md#"
 # Alerts without `for`: their expressions count over a window already.
@@ -40,8 +45,9 @@ def _anchors() -> set[str]:
 
 
 @needs("promtool")
-def test_promtool_accepts_rules() -> None:
-    assert f"{len(rules())} rules found" in run("promtool", "check", "rules", RULES)
+@pytest.mark.parametrize("file", [RULES, CELL_RULES], ids=lambda path: path.name)
+def test_promtool_accepts_rules(file: Path) -> None:
+    assert f"{len(rules(file))} rules found" in run("promtool", "check", "rules", file)
 
 
 @needs("promtool")
@@ -120,7 +126,15 @@ def test_runbook_section_has_all_parts(name: str) -> None:
         assert part in section, part
 
 
-def test_prometheus_rule_matches_rules() -> None:
-    copy = (HERE / "prometheusrule.yaml").read_text(encoding="utf-8")
-    assert copy == prometheus_rule(), "run: make monitoring"
-    assert yaml.safe_load(copy)["spec"] == yaml.safe_load(RULES.read_text(encoding="utf-8"))
+@pytest.mark.parametrize(
+    ("copy", "file", "name"),
+    [
+        (HERE / "prometheusrule.yaml", RULES, "lowtide"),
+        (CELL_RULES.parent / "prometheusrule.yaml", CELL_RULES, "lowtide-cell"),
+    ],
+    ids=["all", "cell"],
+)
+def test_prometheus_rule_matches_rules(copy: Path, file: Path, name: str) -> None:
+    text = copy.read_text(encoding="utf-8")
+    assert text == prometheus_rule(file, name), "run: make monitoring"
+    assert yaml.safe_load(text)["spec"] == yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -138,4 +138,4 @@ def test_kubectl_renders_kustomization() -> None:
     assert sorted(kinds) == ["ConfigMap", "PodMonitor", "PrometheusRule"]
     assert {document["metadata"]["namespace"] for document in documents} == {"monitoring"}
     assert kinds["ConfigMap"]["metadata"]["labels"]["grafana_dashboard"] == "1"
-    assert len(kinds["ConfigMap"]["data"]) == 6
+    assert len(kinds["ConfigMap"]["data"]) == 7
