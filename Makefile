@@ -22,7 +22,7 @@ $(VENV)/.%: requirements/%.txt pyproject.toml | $(VENV)/bin/python
 demo: $(VENV)/.local ## Run a batch from file to results, then stop: FILE=path OUT=path make demo
 	@$(BIN)/python -m lowtide.cli.demo
 
-up: $(VENV)/.local ## Start the local stack and leave it running: PORT= DATA_DIR= MONITORING=1 LOWTIDE_*=
+up: $(VENV)/.local ## Start the local stack and leave it running: PORT= DATA_DIR= CELLS= MONITORING=1 LOWTIDE_*=
 	@$(BIN)/lowtide up --detach
 
 down: $(VENV)/.local ## Stop the local stack
@@ -118,6 +118,16 @@ bench-prefix: $(VENV)/.dev ## Measure the hits of an engine's prefix cache, in r
 bench-spare: $(VENV)/.dev ## Simulate batch work in the spare capacity of a live service: PLOT=file
 	@$(BIN)/python -m bench.spare $(if $(PLOT),--plot "$(PLOT)")
 
+bench-cells: $(VENV)/.dev ## Simulate a thousand cells on recorded spot markets: TRACES=folder PLOT=folder SEEDS=
+	@$(BIN)/python -m bench.cells $(if $(TRACES),--traces "$(TRACES)") $(if $(PLOT),--plot "$(PLOT)") \
+		$(if $(SEEDS),--seeds "$(SEEDS)")
+
+bench-front: $(VENV)/.dev ## Measure what the front adds to a read, and the rate of a 200 MB upload through it
+	@$(BIN)/python -m bench.front
+
+bench-cell-outage: $(VENV)/.dev ## Measure what the kill of one of three cells costs calls to the others
+	@$(BIN)/python -m bench.cell_outage
+
 bench-traces: $(VENV)/.dev ## Measure the cost of traces for a worker, off and on
 	@$(BIN)/python -m bench.tracing
 
@@ -167,4 +177,4 @@ pins: $(VENV)/.dev ## Resolve requirements/*.txt again from pyproject.toml
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .venv-manifests .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up down test test-slow azurite llama chaos conformance check fmt house bench-import bench-ingest bench-queue bench-workers bench-dead-rows bench-job bench-cold-start bench-storm bench-engines bench-engine-load bench-warm bench-fleets bench-prefix bench-spare bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean
+.PHONY: help demo up down test test-slow azurite llama chaos conformance check fmt house bench-import bench-ingest bench-queue bench-workers bench-dead-rows bench-job bench-cold-start bench-storm bench-engines bench-engine-load bench-warm bench-fleets bench-prefix bench-spare bench-cells bench-front bench-cell-outage bench-traces bench-portal bench-pages bench-search bench-retention bench-large-job bench-scheduler docs manifests monitoring screenshots pins clean

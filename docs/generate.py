@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from pydantic import SecretStr
 
 from docs import extensions
 from lowtide.batches.model import BATCH_TRANSITIONS, OPENAI_COUNTS, SLA_STATES
+from lowtide.cells.parsing import CellsFile
 from lowtide.core.durations import format_seconds
 from lowtide.fleets.parsing import FleetsFile
 from lowtide.settings import DURATION, PREFIX, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from lowtide.core.yaml_files import Part
 
 DOCS = Path(__file__).resolve().parent
 
@@ -99,14 +107,15 @@ def states_page() -> str:
     )
 
 
-def fleets_schema() -> str:
-    """Return the JSON Schema of the file of fleets, for editors."""
+def schema_of(file: type[Part]) -> str:
+    """Return the JSON Schema of a file of settings, for editors."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return json.dumps(schema | FleetsFile.model_json_schema(), indent=2) + "\n"
+    return json.dumps(schema | file.model_json_schema(), indent=2) + "\n"
 
 
-PAGES = {
-    "fleets.schema.json": fleets_schema,
+PAGES: Final[Mapping[str, Callable[[], str]]] = {
+    "cells.schema.json": partial(schema_of, CellsFile),
+    "fleets.schema.json": partial(schema_of, FleetsFile),
     "settings.md": settings_page,
     "states.md": states_page,
     "x-lowtide.md": extensions.page,

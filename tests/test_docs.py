@@ -61,6 +61,6 @@ def test_make_targets_named_in_readme_exist() -> None:
 def test_each_function_has_its_three_files() -> None:
     folders = [path for path in (ROOT / "functions").iterdir() if path.is_dir()]
     folders = [path for path in folders if path.name != "__pycache__"]
-    assert len(folders) == 9
+    assert len(folders) == 10
     for folder in folders:
         assert {path.name for path in folder.iterdir()} >= {"main.py", "func.yaml", "README.md"}

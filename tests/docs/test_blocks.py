@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Blocks in these languages are data; those in Lowtide's own are run or marked.
 DATA = {"json", "mermaid", "sql", "toml", "yaml"}
 # Namespaces of the pages: ours, the reader's own, and Knative's, KEDA's and the gateway's.
-NAMESPACES = {"lowtide", "monitoring", "keda", "knative-eventing", "search"}
+NAMESPACES = {"lowtide", "lowtide-front", "monitoring", "keda", "knative-eventing", "search"}
 FOREIGN = {"keda", "knative-eventing", "monitoring", "search"}
 ACTING = {"describe", "update", "delete", "wait", "export"}
 KN_KINDS = {
