@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import numpy as np
 
-from lowtide.cells.model import merged
-from lowtide.core.ids import uuid7
+from lowtide.cells.merging import Page, merged_pages
+from lowtide.core.ids import parse_batch_id, uuid7
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,14 +115,18 @@ def rounds(cells: int, seed: int) -> list[dict[str, float]]:
 
 
 def merging(cells: int) -> float:
-    """Return the measured CPU milliseconds of merging full pages of ids."""
+    """Return the measured CPU milliseconds of merging full pages of batches."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
-    pages = [
+    ids = (
         [uuid7(start - timedelta(seconds=line), os.urandom, cell + 1) for line in range(LIMIT)]
         for cell in range(cells)
+    )
+    pages = [
+        Page([msgspec.Raw(b'{"id": "batch_%s"}' % id_.hex.encode()) for id_ in each])
+        for each in ids
     ]
     repeats = max(3, 1000 // cells)
     before = time.process_time()
     for _ in range(repeats):
-        merged(pages, LIMIT)
+        merged_pages(pages, parse_batch_id, LIMIT)
     return 1000 * (time.process_time() - before) / repeats

@@ -166,15 +166,6 @@ class Cells:
         raise InvalidRequest(f"No fleet serves the model {demand.model!r}.", param="model")
 
 
-def merged(pages: Sequence[Sequence[UUID]], limit: int, *, newest_first: bool = True) -> list[UUID]:
-    """Return the first `limit` ids of sorted pages, merged; each page has up to `limit`.
-
-    Exact: what a page leaves out comes after `limit` of its own.
-    """
-    ids = sorted((id_ for page in pages for id_ in page), reverse=newest_first)
-    return ids[:limit]
-
-
 def price_of(replica_hour: float, rate: float) -> float:
     """Return the price of a request, from that of a replica per hour and its requests a second."""
     return math.inf if rate <= 0 else replica_hour / 3600 / rate

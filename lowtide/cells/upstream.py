@@ -22,9 +22,10 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, Ne
 from lowtide.core.errors import Unavailable
 from lowtide.core.ids import LAST_CELL
 from lowtide.http.connections import RequestBody
+from lowtide.http.hops import end_to_end
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from flask import Request
@@ -43,10 +44,6 @@ _STALLED_SECONDS: Final = 600.0
 _ASKED_AT_ONCE: Final = 128
 _KEPT_ALIVE: Final = 64
 _OF_CALLER: Final = ("Authorization", "OpenAI-Organization", "traceparent", "tracestate")
-_HOP_BY_HOP: Final = frozenset(
-    ["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
-     "transfer-encoding", "upgrade", "host", "expect"]
-)  # fmt: skip
 # Bytes of a query that stay as they are; others are those of a client that did not encode them.
 _OF_QUERY: Final = "".join(map(chr, range(0x21, 0x7F)))
 
@@ -170,8 +167,9 @@ class Upstream:
         can be sent once.
         """
         headers = HTTPHeaderDict()
-        for header in _end_to_end(request.headers, request.headers.get("Connection", "")):
-            headers.add(*header)
+        for name, value in end_to_end(request.headers, request.headers.get("Connection", "")):
+            if name.lower() != "host":
+                headers.add(name, value)
         content = body if body is not None else pieces_of(request) if has_body(request) else None
         try:
             answer = self._manager.request(
@@ -210,13 +208,7 @@ def as_response(answer: Answer) -> Response:
 
 
 def _kept(answer: BaseHTTPResponse) -> list[tuple[str, str]]:
-    return _end_to_end(answer.headers.items(), answer.headers.get("Connection", ""))
-
-
-def _end_to_end(headers: Iterable[tuple[str, str]], connection: str) -> list[tuple[str, str]]:
-    """Return the headers that are not for one connection alone, as those that `connection` names are."""
-    left_out = _HOP_BY_HOP.union(name.strip().lower() for name in connection.split(","))
-    return [(name, value) for name, value in headers if name.lower() not in left_out]
+    return end_to_end(answer.headers.items(), answer.headers.get("Connection", ""))
 
 
 def pieces_of(request: Request) -> Iterator[bytes]:

@@ -23,6 +23,7 @@ from aiohttp import (
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from lowtide.http.hops import end_to_end
 from lowtide.local.files import Endpoints
 from lowtide.local.manifests import HttpRoute
 from lowtide.local.options import runtime_arguments
@@ -41,20 +42,6 @@ if TYPE_CHECKING:
 PATIENCE = 3.0  # seconds that a request waits for a restarting backend
 _RETRY_INTERVAL = 0.05
 _BUFFER = 1 << 20
-_HOP_BY_HOP = frozenset(
-    [
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "expect",
-        "proxy-connection",
-    ]
-)
 # aiohttp adds these to a request that the caller sent without them.
 _SKIPPED_AUTO_HEADERS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 
@@ -190,12 +177,7 @@ async def _relay(request: web.BaseRequest, upstream: ClientResponse) -> web.Stre
 
 
 def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    connection_headers = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
-    return CIMultiDict(
-        (name, value)
-        for name, value in headers.items()
-        if name.lower() not in _HOP_BY_HOP and name.lower() not in connection_headers
-    )
+    return CIMultiDict(end_to_end(headers.items(), headers.get("Connection", "")))
 
 
 def _error(status: int, kind: str, code: str, message: str) -> web.Response:

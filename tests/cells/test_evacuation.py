@@ -72,6 +72,23 @@ def _steps_of_evacuation(dead: Host, target: Host) -> int:
     return steps.count
 
 
+def _drained(host: Host) -> BatchId:
+    """Return a batch whose requests have all ended."""
+    batch = host.create()
+    host.split(batch)
+    host.work()
+    return batch
+
+
+def _steps_of_finalizing(host: Host) -> int:
+    """Return the number of calls that finalizing one batch makes."""
+    batch = _drained(host)
+    steps = Steps()
+    with steps.of(host.app("worker").database):
+        host.finalize(batch)
+    return steps.count
+
+
 def _return(host: Host) -> None:
     """Run all that a cell does when it is back."""
     host.check()
@@ -111,9 +128,7 @@ def test_cell_comes_back_at_any_call_of_an_evacuation(hosts: list[Host], *, tick
     calls = _steps_of_evacuation(dead, target)
     ended_at = set()
     for call in range(calls):
-        batch = dead.create()
-        dead.split(batch)
-        dead.work()
+        batch = _drained(dead)
         action = partial(_return, dead) if tick else partial(dead.finalize, batch)
         with Steps(call, action).of(target.app("operator").database):
             target.evacuate(dead)
@@ -126,17 +141,9 @@ def test_cell_comes_back_at_any_call_of_an_evacuation(hosts: list[Host], *, tick
 def test_evacuation_at_any_call_of_a_batch_that_ends(hosts: list[Host]) -> None:
     dead, target, _ = hosts
     dead.check()
-    first = dead.create()
-    dead.split(first)
-    dead.work()
-    counted = Steps()
-    with counted.of(dead.app("worker").database):
-        dead.finalize(first)
     ended_at = set()
-    for call in range(counted.count):
-        batch = dead.create()
-        dead.split(batch)
-        dead.work()
+    for call in range(_steps_of_finalizing(dead)):
+        batch = _drained(dead)
         with Steps(call, partial(target.evacuate, dead)).of(dead.app("worker").database):
             dead.finalize(batch)
         target.finish()
@@ -148,17 +155,9 @@ def test_evacuation_at_any_call_of_a_batch_that_ends(hosts: list[Host]) -> None:
 def test_cell_is_killed_at_any_call_of_a_batch_that_ends(hosts: list[Host]) -> None:
     dead, target, _ = hosts
     dead.check()
-    first = dead.create()
-    dead.split(first)
-    dead.work()
-    counted = Steps()
-    with counted.of(dead.app("worker").database):
-        dead.finalize(first)
     ended_at = set()
-    for call in range(counted.count):
-        batch = dead.create()
-        dead.split(batch)
-        dead.work()
+    for call in range(_steps_of_finalizing(dead)):
+        batch = _drained(dead)
         with pytest.raises(Killed), Steps(call, kill).of(dead.app("worker").database):
             dead.finalize(batch)
         results = _by_batch(target.evacuate(dead))

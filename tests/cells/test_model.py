@@ -7,18 +7,17 @@ import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
-from typing import TYPE_CHECKING
+from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowtide.cells.model import Cell, Cells, Demand, Quote, Report, merged, price_of
+from lowtide.cells.merging import Page, merged_pages
+from lowtide.cells.model import Cell, Cells, Demand, Quote, Report, price_of
 from lowtide.core.errors import InvalidRequest, Unavailable
 from lowtide.core.ids import uuid7
-
-if TYPE_CHECKING:
-    import uuid
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 FIRST = Cell(1, "first", "http://first", "us", unnumbered_ids=True)
@@ -99,10 +98,24 @@ def test_price_of_a_request_is_that_of_its_replica_seconds() -> None:
     assert price_of(3.6, rate=0.0) == math.inf
 
 
-@given(st.lists(st.lists(st.uuids(), max_size=20), max_size=5), st.integers(1, 10), st.booleans())
+@given(
+    st.lists(st.uuids(), max_size=100, unique=True),
+    st.integers(1, 5),
+    st.integers(1, 10),
+    st.booleans(),
+)
 def test_merged_pages_are_the_page_of_all(
-    cells: list[list[uuid.UUID]], limit: int, newest_first: bool
+    ids: list[UUID], count: int, limit: int, newest_first: bool
 ) -> None:
-    pages = [sorted(ids, reverse=newest_first)[:limit] for ids in cells]
-    every = sorted((id_ for ids in cells for id_ in ids), reverse=newest_first)
-    assert merged(pages, limit, newest_first=newest_first) == every[:limit]
+    every = sorted(ids, reverse=newest_first)
+    pages = [
+        Page(
+            [msgspec.Raw(b'{"id": "%s"}' % id_.hex.encode()) for id_ in own[:limit]],
+            len(own) > limit,
+        )
+        for own in (every[cell::count] for cell in range(count))
+    ]
+    merged = merged_pages(pages, UUID, limit, newest_first=newest_first)
+    listed = [UUID(msgspec.json.decode(raw)["id"]) for raw in merged["data"]]
+    assert listed == every[:limit]
+    assert merged["has_more"] is (len(every) > limit)
